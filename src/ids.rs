@@ -1,0 +1,91 @@
+//! Names of things as small integers. Each prints short, so that a panic or a trail can be searched for it.
+
+use std::fmt;
+
+macro_rules! id {
+    ($(#[$doc:meta])* $name:ident($inner:ty), $prefix:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+        #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+        pub struct $name(pub $inner);
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!($prefix, "{}"), self.0)
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Debug::fmt(self, f)
+            }
+        }
+    };
+}
+
+id!(
+    /// One address reservation, or one segment. Given by the backend; never given twice.
+    RegionId(u32),
+    "r"
+);
+id!(
+    /// A stream of a device. Given by the backend; `StreamId(0)` is its default stream.
+    StreamId(u16),
+    "st"
+);
+id!(
+    /// A pool of an allocator; `PoolId(0)` is the one that every allocator has.
+    PoolId(u16),
+    "p"
+);
+id!(
+    /// A recorded event of a backend.
+    EventId(u64),
+    "e"
+);
+
+/// A block of a heap: the index of its record and the generation of that record.
+///
+/// A record's generation changes each time its block is freed, so an id names one allocation only.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct BlockId {
+    /// Index of the record.
+    pub index: u32,
+    /// Generation of the record.
+    pub generation: u32,
+}
+
+impl fmt::Debug for BlockId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "b{}.{}", self.index, self.generation)
+    }
+}
+
+/// What work a stretch of free memory must wait for. Opaque to the heap, which only joins and copies it;
+/// [`crate::fence::Clocks`] gives it meaning.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct FenceId(pub(crate) u64);
+
+impl FenceId {
+    /// Nothing to wait for.
+    pub const NONE: FenceId = FenceId(0);
+    /// Set when the fence names several streams and lives in a table.
+    pub(crate) const SHARED: u64 = 1 << 63;
+
+    /// Whether more than one stream's work must be waited for.
+    #[inline]
+    pub fn is_shared(self) -> bool {
+        self.0 & Self::SHARED != 0
+    }
+}
+
+impl fmt::Debug for FenceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            0 => write!(f, "f-"),
+            word if self.is_shared() => write!(f, "f*{}", word & !Self::SHARED),
+            word => write!(f, "f{}:{}", word >> 48, word & ((1 << 48) - 1)),
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! A caching memory allocator for host and device memory.
+
+pub mod backend;
+pub mod ids;
+pub mod units;
