@@ -80,6 +80,33 @@ impl FenceId {
     }
 }
 
+/// Who wants memory behind a fence, and when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// A stream, now, without any wait.
+    Now(StreamId),
+    /// Anybody, because all earlier work is complete.
+    Completed,
+    /// A stream, behind waits that will be put in place.
+    AfterWait,
+}
+
+/// How free stretches' fences are tested and combined; the heap calls it and understands nothing of it.
+///
+/// Each [`FenceId`] has one owner: `join` and `release` end it, `copy` makes another.
+pub trait Fences {
+    /// Whether memory behind `fence` may be had in this way.
+    fn passes(&self, fence: FenceId, access: Access) -> bool;
+    /// A fence that waits for whatever `a` and `b` wait for. Both are ended.
+    fn join(&mut self, a: FenceId, b: FenceId) -> FenceId;
+    /// The same fence with what is complete left out. The old one is ended.
+    fn simplify(&mut self, fence: FenceId) -> FenceId;
+    /// A second fence that waits for the same.
+    fn copy(&mut self, fence: FenceId) -> FenceId;
+    /// Ends a fence.
+    fn release(&mut self, fence: FenceId);
+}
+
 impl fmt::Debug for FenceId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {

@@ -1,0 +1,122 @@
+//! A block of memory as its owner holds it.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use super::core::{Core, Grant};
+use super::streams::Stream;
+use super::{Any, Memory};
+use crate::backend::Span;
+use crate::ids::{BlockId, PoolId, RegionId};
+
+/// One piece of memory, owned. Dropping it gives it back, at once and without waiting for anything.
+///
+/// A block keeps its allocator's memory alive: it may be dropped on any thread, and after every other handle.
+pub struct Block<M: Memory = Any> {
+    /// `None`: zero bytes asked for, nothing held.
+    home: Option<Home>,
+    address: u64,
+    requested: u64,
+    kind: PhantomData<fn() -> M>,
+}
+
+/// Where a block that holds memory belongs.
+struct Home {
+    core: Arc<Core>,
+    id: BlockId,
+    region: RegionId,
+    offset: u64,
+    pool: PoolId,
+}
+
+impl<M: Memory> Block<M> {
+    #[inline]
+    pub(super) fn new(core: Arc<Core>, pool: PoolId, grant: Grant, requested: u64) -> Self {
+        let home = Home { core, id: grant.id, region: grant.region, offset: grant.offset, pool };
+        Block { home: Some(home), address: grant.address, requested, kind: PhantomData }
+    }
+
+    /// A block of no bytes; its address is the alignment, which is aligned and belongs to nobody.
+    pub(super) fn empty(align: u64) -> Self {
+        Block { home: None, address: align, requested: 0, kind: PhantomData }
+    }
+
+    /// Bytes asked for.
+    #[inline]
+    pub fn len(&self) -> u64 {
+        self.requested
+    }
+
+    /// Whether no bytes were asked for.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.requested == 0
+    }
+
+    /// The address of the first byte: a pointer on hosts and CUDA, an address of its own on the simulated device. For a block of
+    /// no bytes, its alignment.
+    #[inline]
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// The block's id in its pool; `None` for a block of no bytes.
+    pub fn id(&self) -> Option<BlockId> {
+        self.home.as_ref().map(|home| home.id)
+    }
+
+    /// The block's place as its backend knows it, with the bytes asked for; `None` for a block of no bytes.
+    pub fn span(&self) -> Option<Span> {
+        self.home.as_ref().map(|home| Span { region: home.region, offset: home.offset, size: self.requested })
+    }
+
+    /// Bytes that the block takes: what was asked for, rounded up to the quantum.
+    pub fn size(&self) -> u64 {
+        self.home.as_ref().map_or(0, |home| home.core.span(home.pool, home.id).size)
+    }
+
+    /// Says that `stream` uses this block too, from now until it is dropped: its bytes are reused only behind that
+    /// stream's work as of the drop. A stream of another allocator is refused by panic in no case: it is ignored, since
+    /// it cannot touch this memory.
+    pub fn used_on(&self, stream: &Stream) {
+        if let Some(home) = &self.home
+            && stream.belongs_to(&home.core)
+        {
+            home.core.use_on(home.pool, home.id, stream.id());
+        }
+    }
+
+    /// The same block without the kind of its memory.
+    pub fn erase(self) -> Block<Any> {
+        self.cast()
+    }
+
+    pub(super) fn cast<N: Memory>(mut self) -> Block<N> {
+        Block { home: self.home.take(), address: self.address, requested: self.requested, kind: PhantomData }
+    }
+
+    pub(super) fn core(&self) -> Option<&Arc<Core>> {
+        self.home.as_ref().map(|home| &home.core)
+    }
+}
+
+impl<M: Memory> Drop for Block<M> {
+    #[inline]
+    fn drop(&mut self) {
+        if let Some(home) = &self.home {
+            home.core.free(home.pool, home.id);
+        }
+    }
+}
+
+impl<M: Memory> fmt::Debug for Block<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.home {
+            Some(home) => {
+                write!(f, "Block({:?} {:?}+{} len {})", home.id, home.region, home.offset, self.requested)
+            }
+            None => write!(f, "Block(empty)"),
+        }
+    }
+}

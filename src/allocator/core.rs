@@ -1,0 +1,507 @@
+//! The core that every allocator of one backend shares, and the two entry points: `alloc` on the way down, `free` on the way up.
+//!
+//! # Locks
+//! `slow`, then one pool's `state`; never two states at once, and never the other way round.
+//! * `slow`: one thread at a time on the rungs behind the first search, for all pools of the core. It may be held across driver
+//!   calls. A drop never takes it.
+//! * `state` of a pool: heap, clocks, tags. Held for arithmetic only: never across a driver call, user code or I/O.
+//!
+//! # Invariants
+//! * `device.reserved` is the sum of the pools' reserved bytes and changes under `slow` only;
+//! * events are recorded, queried and forgotten under `slow` only;
+//! * pools are only ever added.
+
+use std::collections::BTreeMap;
+use std::panic::Location;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::Instant;
+
+use parking_lot::{Mutex, RwLock};
+
+use super::error::AllocError;
+use super::history::History;
+use super::ladder;
+use super::reclaim::Hooks;
+use super::streams::Retirement;
+use super::tags::TagId;
+use super::waiting::Waiting;
+use crate::backend::{Backend, BackendError, Capabilities, Region, Span};
+use crate::fence::Clocks;
+use crate::heap::{Heap, State as BlockState};
+use crate::ids::{Access, BlockId, FenceId, Fences, PoolId, RegionId, StreamId};
+use crate::policy::{Config, ConfigError, PoolConfig};
+use crate::stats::Meter;
+use crate::units::align_up;
+
+/// The most pools of one allocator.
+pub(crate) const POOLS_MAX: usize = 256;
+
+/// What a live block is to the allocator: who asked for it and what it is for.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Note {
+    pub site: Option<&'static Location<'static>>,
+    /// size - requested.
+    pub padding: u32,
+    pub tag: TagId,
+    /// The stream it was allocated on; `SHARED` is set when other streams use it too.
+    stream: u16,
+}
+
+impl Note {
+    const SHARED: u16 = 1 << 15;
+
+    fn new(need: &Need, size: u64) -> Note {
+        Note { site: Some(need.site), padding: (size - need.requested) as u32, tag: need.tag, stream: need.stream.0 }
+    }
+
+    #[inline]
+    pub(crate) fn stream(&self) -> StreamId {
+        StreamId(self.stream & !Self::SHARED)
+    }
+
+    #[inline]
+    pub(crate) fn is_shared(&self) -> bool {
+        self.stream & Self::SHARED != 0
+    }
+}
+
+/// A request after rounding and checking.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Need {
+    pub requested: u64,
+    /// Multiple of the quantum, at least one.
+    pub size: u64,
+    pub align: u64,
+    pub stream: StreamId,
+    pub tag: TagId,
+    pub site: &'static Location<'static>,
+    pub deadline: Option<Instant>,
+}
+
+/// A block given out.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Grant {
+    pub id: BlockId,
+    pub region: RegionId,
+    pub offset: u64,
+    pub address: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct TagUse {
+    pub live: u64,
+    pub blocks: u64,
+}
+
+/// A pool's changing half.
+pub(crate) struct State {
+    pub heap: Heap<Note>,
+    pub clocks: Clocks,
+    /// Base address of each region slot.
+    pub bases: Vec<u64>,
+    /// Streams that use a block besides its own, by index of the block's record.
+    pub users: BTreeMap<u32, Vec<StreamId>>,
+    pub tags: Vec<TagUse>,
+    pub history: Option<History>,
+    until_poll: u32,
+    poll_every: u32,
+    /// Whether uses of this memory are ordered by streams at all.
+    streams: bool,
+}
+
+impl State {
+    /// The first search, and the only one when it finds.
+    #[inline]
+    fn take(&mut self, need: &Need) -> Option<u32> {
+        let access = Access::Now(need.stream);
+        if need.align <= self.heap.quantum() {
+            self.heap.take(need.size, access, &mut self.clocks)
+        } else {
+            self.heap.take_aligned(need.size, need.align, access, &mut self.clocks)
+        }
+    }
+
+    /// Counts a block that was just taken and says where it is.
+    #[inline]
+    pub(crate) fn grant(&mut self, index: u32, need: &Need, meter: &Meter) -> Grant {
+        let (place, offset, size) = self.heap.place(index);
+        *self.heap.note_mut(index) = Note::new(need, size);
+        let tag = self.tag_use(need.tag);
+        tag.live += size;
+        tag.blocks += 1;
+        meter.gave(need.requested, size, self.heap.pending());
+        let grant = Grant {
+            id: self.heap.id(index),
+            region: self.heap.region(place),
+            offset,
+            address: self.bases[place as usize] + offset,
+        };
+        if let Some(history) = &mut self.history {
+            history.gave(&grant, need);
+        }
+        grant
+    }
+
+    #[inline]
+    fn tag_use(&mut self, tag: TagId) -> &mut TagUse {
+        let at = usize::from(tag.0);
+        if at >= self.tags.len() {
+            self.tags.resize(at + 1, TagUse::default());
+        }
+        &mut self.tags[at]
+    }
+
+    /// The block comes back: its fence is what its streams have issued until now.
+    #[inline]
+    fn take_back(&mut self, id: BlockId, meter: &Meter) {
+        let index = self.heap.live(id);
+        let note = *self.heap.note(index);
+        let (_, _, size) = self.heap.place(index);
+        let fence = if !self.streams {
+            FenceId::NONE
+        } else if note.is_shared() {
+            let users = self.users.remove(&index).unwrap_or_default();
+            self.clocks.freed_by_all(note.stream(), &users)
+        } else {
+            self.clocks.freed_on(note.stream())
+        };
+        if let Some(history) = &mut self.history {
+            history.took_back(id);
+        }
+        self.heap.put(index, fence, &mut self.clocks);
+        let tag = self.tag_use(note.tag);
+        tag.live -= size;
+        tag.blocks -= 1;
+        meter.took_back(size - u64::from(note.padding), size, self.heap.pending());
+    }
+
+    fn use_on(&mut self, id: BlockId, stream: StreamId) {
+        let index = self.heap.live(id);
+        let note = self.heap.note_mut(index);
+        if note.stream() == stream {
+            return;
+        }
+        note.stream |= Note::SHARED;
+        let users = self.users.entry(index).or_default();
+        if !users.contains(&stream) {
+            users.push(stream);
+            if let Some(history) = &mut self.history {
+                history.used(id, stream);
+            }
+        }
+    }
+
+    /// Whether it is time to look for completed work.
+    #[inline]
+    fn poll_is_due(&mut self) -> bool {
+        self.until_poll -= 1;
+        if self.until_poll > 0 {
+            return false;
+        }
+        self.until_poll = self.poll_every;
+        self.streams
+    }
+
+    pub(crate) fn set_poll_every(&mut self, every: u32) {
+        self.poll_every = every;
+        self.until_poll = every;
+    }
+
+    /// A region's slot in the heap, with its base remembered.
+    pub(crate) fn add_region(&mut self, region: Region, page: Option<u64>) -> Option<u16> {
+        let place = self.heap.add_region(region.id, region.size, page)?;
+        let at = usize::from(place);
+        if at >= self.bases.len() {
+            self.bases.resize(at + 1, 0);
+        }
+        self.bases[at] = region.base;
+        Some(place)
+    }
+
+    /// The largest segment that is one free block which `access` may have.
+    pub(crate) fn largest_empty(&self, access: Access) -> Option<(u16, u32)> {
+        let empty = |place: u16| {
+            let index = self.heap.whole(place)?;
+            let view = self.heap.view(index);
+            let usable = view.state == BlockState::Free && self.clocks.passes(view.fence, access);
+            usable.then_some((view.size, place, index))
+        };
+        self.heap.places().filter_map(empty).max().map(|(_, place, index)| (place, index))
+    }
+
+    /// Addresses in use: to the end of the last mapped page of each region.
+    pub(crate) fn addresses(&self) -> u64 {
+        self.heap.places().map(|place| self.heap.top(place)).sum()
+    }
+}
+
+/// A heap over regions of its own, with its own lock.
+pub(crate) struct Pool {
+    pub name: String,
+    pub config: RwLock<PoolConfig>,
+    pub tag: TagId,
+    pub state: Mutex<State>,
+    pub meter: Meter,
+}
+
+/// What belongs to the slow lock.
+#[derive(Default)]
+pub(crate) struct Slow {
+    /// Old addresses of moved pages of each pool, to be unmapped when their fence is complete.
+    pub retired: Vec<Vec<u32>>,
+    /// Streams whose last handle is gone.
+    pub retiring: Vec<Retirement>,
+    /// When `tick` last returned memory.
+    pub last_decay: Option<std::time::Duration>,
+    /// When the last full report was made.
+    pub last_full_report: Option<Instant>,
+}
+
+/// Everything behind the handles of one backend.
+pub(crate) struct Core {
+    pub backend: Box<dyn Backend>,
+    pub caps: Capabilities,
+    pub config: RwLock<Config>,
+    pub quantum: u64,
+    pools: Box<[OnceLock<Pool>]>,
+    pub slow: Mutex<Slow>,
+    pub hooks: Hooks,
+    pub waiting: Waiting,
+    /// Sum of the pools' reserved bytes.
+    pub reserved: AtomicU64,
+    /// Most of `reserved`.
+    pub reserved_peak: AtomicU64,
+    /// An error met where it could not be returned; the next slow call returns it.
+    pub deferred: Mutex<Option<BackendError>>,
+    pub lost: AtomicBool,
+    /// Streams whose last handle went and that a slow call should retire.
+    pub abandoned: Mutex<Vec<StreamId>>,
+}
+
+impl Core {
+    pub(crate) fn new(backend: Box<dyn Backend>, config: Config) -> Result<Core, AllocError> {
+        config.validate()?;
+        let mut caps = backend.capabilities();
+        caps.alias &= config.alias;
+        let quantum = config.quantum.unwrap_or(caps.quantum).max(caps.quantum.min(16));
+        let core = Core {
+            backend,
+            caps,
+            quantum,
+            config: RwLock::new(config),
+            pools: (0..POOLS_MAX).map(|_| OnceLock::new()).collect(),
+            slow: Mutex::new(Slow::default()),
+            hooks: Hooks::default(),
+            waiting: Waiting::default(),
+            reserved: AtomicU64::new(0),
+            reserved_peak: AtomicU64::new(0),
+            deferred: Mutex::new(None),
+            lost: AtomicBool::new(false),
+            abandoned: Mutex::new(Vec::new()),
+        };
+        core.add_pool("default", PoolConfig::default())?;
+        Ok(core)
+    }
+
+    pub(crate) fn add_pool(&self, name: &str, config: PoolConfig) -> Result<PoolId, AllocError> {
+        let mut slow = self.slow.lock();
+        let at = self.pools().count();
+        if at == POOLS_MAX {
+            return Err(AllocError::TooManyPools { max: POOLS_MAX });
+        }
+        let poll_every = self.config.read().poll_every;
+        let mut clocks = Clocks::new(self.caps.host_ordered);
+        if at > 0 {
+            // A stream that exists already is known to the new pool too.
+            self.pools().take(1).for_each(|pool| clocks.know(pool.state.lock().clocks.streams()));
+        }
+        let pool = Pool {
+            name: name.to_string(),
+            tag: config.tag.as_deref().map_or(TagId::NONE, TagId::of),
+            config: RwLock::new(config),
+            state: Mutex::new(State {
+                heap: Heap::new(self.quantum),
+                clocks,
+                bases: Vec::new(),
+                users: BTreeMap::new(),
+                tags: vec![TagUse::default()],
+                history: None,
+                until_poll: poll_every,
+                poll_every,
+                streams: self.caps.streams,
+            }),
+            meter: Meter::default(),
+        };
+        slow.retired.push(Vec::new());
+        let _ = self.pools[at].set(pool);
+        Ok(PoolId(at as u16))
+    }
+
+    #[inline]
+    pub(crate) fn pool(&self, id: PoolId) -> &Pool {
+        self.pools[usize::from(id.0)].get().expect("a pool of this allocator")
+    }
+
+    pub(crate) fn pools(&self) -> impl Iterator<Item = &Pool> + Clone {
+        self.pools.iter().map_while(OnceLock::get)
+    }
+
+    pub(crate) fn has_pool(&self, id: PoolId) -> bool {
+        self.pools.get(usize::from(id.0)).is_some_and(|pool| pool.get().is_some())
+    }
+
+    /// Rounds a request and checks what can be known beforehand.
+    #[inline]
+    pub(crate) fn round(&self, bytes: u64, align: u64) -> Result<u64, AllocError> {
+        if !align.is_power_of_two() || align > self.caps.base_align.max(self.quantum) {
+            return Err(AllocError::BadAlignment { align, max: self.caps.base_align.max(self.quantum) });
+        }
+        match align_up(bytes, self.quantum) {
+            Some(size) if size <= self.caps.region_max => Ok(size),
+            _ => Err(AllocError::TooLarge { requested: bytes, max: self.caps.region_max }),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn alloc(&self, id: PoolId, need: &Need) -> Result<Grant, AllocError> {
+        let pool = self.pool(id);
+        let mut state = pool.state.lock();
+        if let Some(index) = state.take(need) {
+            let grant = state.grant(index, need, &pool.meter);
+            if state.poll_is_due() {
+                drop(state);
+                self.poll_if_idle(id);
+            }
+            return Ok(grant);
+        }
+        drop(state);
+        ladder::climb(self, id, need)
+    }
+
+    /// Takes a block back. Never blocks on the driver, never calls user code.
+    #[inline]
+    pub(crate) fn free(&self, id: PoolId, block: BlockId) {
+        let pool = self.pool(id);
+        pool.state.lock().take_back(block, &pool.meter);
+        self.waiting.something_freed();
+    }
+
+    pub(crate) fn use_on(&self, id: PoolId, block: BlockId, stream: StreamId) {
+        self.pool(id).state.lock().use_on(block, stream);
+    }
+
+    /// The span of a live block.
+    pub(crate) fn span(&self, id: PoolId, block: BlockId) -> Span {
+        let state = self.pool(id).state.lock();
+        let (place, offset, size) = state.heap.place(state.heap.live(block));
+        Span { region: state.heap.region(place), offset, size }
+    }
+
+    /// Remembers an error that no caller can be given now.
+    pub(crate) fn defer(&self, error: BackendError) {
+        if matches!(error, BackendError::Lost { .. }) {
+            self.lost.store(true, Relaxed);
+        }
+        self.deferred.lock().get_or_insert(error);
+    }
+
+    /// Adds to what is reserved, after the backend gave it. Under `slow`.
+    pub(crate) fn count_reserved(&self, pool: &Pool, bytes: u64) {
+        pool.meter.reserved(bytes);
+        let reserved = self.reserved.load(Relaxed) + bytes;
+        self.reserved.store(reserved, Relaxed);
+        self.reserved_peak.fetch_max(reserved, Relaxed);
+    }
+
+    /// Takes off what is reserved, after the backend took it. Under `slow`.
+    pub(crate) fn count_returned(&self, pool: &Pool, bytes: u64) {
+        pool.meter.returned(bytes);
+        self.reserved.store(self.reserved.load(Relaxed) - bytes, Relaxed);
+    }
+
+    /// Bytes that a pool may still reserve, and the limit that says so (of the pool or of all, whichever leaves less).
+    pub(crate) fn room(&self, id: PoolId) -> (u64, Option<u64>) {
+        let pool = self.pool(id);
+        let own = pool.meter.read().reserved.current;
+        let promised: u64 = self
+            .pools()
+            .filter(|other| !std::ptr::eq(*other, pool))
+            .map(|other| other.config.read().guarantee.saturating_sub(other.meter.read().reserved.current))
+            .sum();
+        let of_all = self.config.read().limit.map(|limit| {
+            let limit = limit.saturating_sub(promised);
+            (limit.saturating_sub(self.reserved.load(Relaxed)), limit)
+        });
+        let of_pool = pool.config.read().limit.map(|limit| (limit.saturating_sub(own), limit));
+        match (of_all, of_pool) {
+            (Some(all), Some(pool)) if pool.0 < all.0 => (pool.0, Some(pool.1)),
+            (Some(all), _) => (all.0, Some(all.1)),
+            (None, Some(pool)) => (pool.0, Some(pool.1)),
+            (None, None) => (u64::MAX, None),
+        }
+    }
+
+    pub(crate) fn set_config(&self, mut config: Config) -> Result<(), ConfigError> {
+        config.validate()?;
+        let mut current = self.config.write();
+        (config.quantum, config.page, config.alias) = (current.quantum, current.page, current.alias);
+        let poll_every = config.poll_every;
+        *current = config;
+        drop(current);
+        self.pools().for_each(|pool| pool.state.lock().set_poll_every(poll_every));
+        Ok(())
+    }
+
+    pub(crate) fn reset_reserved_peak(&self) {
+        let _slow = self.slow.lock();
+        self.reserved_peak.store(self.reserved.load(Relaxed), Relaxed);
+    }
+
+    /// Recomputes the accounting of every pool from its heap.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let _slow = self.slow.lock();
+        let mut reserved = 0;
+        for (at, pool) in self.pools().enumerate() {
+            reserved += check_pool(pool).map_err(|text| format!("pool p{at}: {text}"))?;
+        }
+        let said = self.reserved.load(Relaxed);
+        if said == reserved { Ok(()) } else { Err(format!("reserved is {said}, the pools say {reserved}")) }
+    }
+}
+
+/// Walks a pool and compares it with its figures. Answers its reserved bytes.
+fn check_pool(pool: &Pool) -> Result<u64, String> {
+    let state = pool.state.lock();
+    state.heap.check().map_err(|broken| broken.to_string())?;
+    let (mut live, mut requested, mut blocks, mut backed, mut shared) = (0, 0, 0, 0, 0);
+    let mut tags = vec![TagUse::default(); state.tags.len()];
+    for block in state.heap.places().flat_map(|place| state.heap.blocks(place)) {
+        match block.state {
+            BlockState::Live => {
+                live += block.size;
+                requested += block.size - u64::from(block.note.padding);
+                blocks += 1;
+                tags[usize::from(block.note.tag.0)].live += block.size;
+                shared += usize::from(block.note.is_shared());
+                backed += block.size;
+            }
+            BlockState::Free | BlockState::Held => backed += block.size,
+            BlockState::Void | BlockState::Filling | BlockState::Retired | BlockState::Vacant => {}
+        }
+    }
+    let stats = pool.meter.read();
+    let said = [stats.live.current, stats.requested.current, stats.blocks.current, stats.reserved.current, stats.pending.current];
+    let is = [live, requested, blocks, backed, state.heap.pending()];
+    if said != is {
+        return Err(format!("live, requested, blocks, reserved, pending are said to be {said:?}, a walk finds {is:?}"));
+    }
+    if tags.iter().map(|tag| tag.live).ne(state.tags.iter().map(|tag| tag.live)) {
+        return Err("the bytes by tag".to_string());
+    }
+    if shared != state.users.len() {
+        return Err(format!("{shared} blocks are used by several streams, {} are listed", state.users.len()));
+    }
+    let chain = [stats.requested.current, stats.live.current, stats.active.current, stats.reserved.current];
+    if !chain.is_sorted() { Err(format!("requested, live, active, reserved: {chain:?}")) } else { Ok(backed) }
+}

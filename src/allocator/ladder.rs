@@ -1,0 +1,437 @@
+//! The ladder: remedies tried one after another when the first search finds nothing, each leaving a line in the trail.
+//!
+//! A rung either serves the request, or says why not. After every rung that can have freed something, memory is searched
+//! again. The rungs up to the host wait run under the slow lock; hooks and deadlines run with no lock held.
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
+
+use super::core::{Core, Grant, Need, Pool, Slow};
+use super::error::AllocError;
+use super::pages::{Filled, Filling, fill_window};
+use super::reclaim::Shortage;
+use super::report;
+use super::segments;
+use crate::backend::BackendError;
+use crate::ids::{Access, PoolId};
+use crate::policy::{OnLimit, segment_size, slack_room};
+use crate::snapshot::{Outcome, Rung, Step};
+use crate::stats::Count;
+
+/// How often hooks are called for one request while they keep freeing something.
+const HOOK_ROUNDS: usize = 4;
+
+/// Serves a request that the first search could not, or says why it cannot be served.
+#[cold]
+#[inline(never)]
+pub(super) fn climb(core: &Core, id: PoolId, need: &Need) -> Result<Grant, AllocError> {
+    if let Some(error) = core.deferred.lock().take() {
+        return Err(error.into());
+    }
+    if core.lost.load(Relaxed) {
+        return Err(BackendError::Lost { reason: "an earlier call found it lost".into() }.into());
+    }
+    let mut climb = Climb::new(core, id, need);
+    match climb.whole() {
+        Ok(Some(grant)) => Ok(grant),
+        Ok(None) => Err(climb.out_of_memory()),
+        Err(error) => {
+            core.lost.fetch_or(matches!(error, BackendError::Lost { .. }), Relaxed);
+            Err(error.into())
+        }
+    }
+}
+
+/// One request on its way up.
+pub(super) struct Climb<'a> {
+    pub core: &'a Core,
+    pub id: PoolId,
+    pub pool: &'a Pool,
+    pub need: &'a Need,
+    pub trail: Vec<Step>,
+    slack: f64,
+    soft_limit: Option<u64>,
+    on_limit: OnLimit,
+}
+
+type Climbed = Result<Option<Grant>, BackendError>;
+
+impl<'a> Climb<'a> {
+    fn new(core: &'a Core, id: PoolId, need: &'a Need) -> Self {
+        let config = core.config.read();
+        let pool = core.pool(id);
+        {
+            let _state = pool.state.lock();
+            pool.meter.count(Count::Miss);
+        }
+        Climb {
+            core,
+            id,
+            pool,
+            need,
+            trail: Vec::new(),
+            slack: config.slack,
+            soft_limit: config.soft_limit,
+            on_limit: config.on_limit,
+        }
+    }
+
+    fn whole(&mut self) -> Climbed {
+        if self.fails_fast() {
+            self.note(Rung::Grow, self.over_limit());
+            return Ok(None);
+        }
+        if let Some(grant) = self.under_slow_lock()? {
+            return Ok(Some(grant));
+        }
+        if self.on_limit == OnLimit::FailFast && self.room() < self.need.size {
+            return Ok(None);
+        }
+        if let Some(grant) = self.hooks()? {
+            return Ok(Some(grant));
+        }
+        self.deadline()
+    }
+
+    /// Whether the config wants an error at once and the figures say that only a free could help.
+    fn fails_fast(&self) -> bool {
+        self.on_limit == OnLimit::FailFast
+            && self.core.room(self.id).1.is_some_and(|limit| {
+                self.pool.meter.read().live.current.saturating_add(self.need.size) > limit
+            })
+    }
+
+    fn over_limit(&self) -> Outcome {
+        Outcome::NeedsMore { needed: self.need.size, room: self.room() }
+    }
+
+    /// Rungs 1 to 9.
+    fn under_slow_lock(&mut self) -> Climbed {
+        let mut slow = self.core.slow.lock();
+        if let Some(grant) = self.to_the_limit(&mut slow)? {
+            return Ok(Some(grant));
+        }
+        // What the soft limit kept back is given before anything harder is tried, unless hooks may help.
+        if self.soft_limit.is_some() && self.core.hooks.is_empty() {
+            self.soft_limit = None;
+            if let Some(grant) = self.grow(&mut slow)? {
+                return Ok(Some(grant));
+            }
+        }
+        if self.on_limit == OnLimit::FailFast && self.room() < self.need.size {
+            return Ok(None);
+        }
+        self.host_wait(&mut slow)
+    }
+
+    /// Rungs 1 to 8.
+    fn to_the_limit(&mut self, slow: &mut Slow) -> Climbed {
+        let rungs = [Self::reuse, Self::poll, Self::grow_within_slack, Self::remap, Self::wait, Self::grow];
+        for rung in rungs {
+            if let Some(grant) = rung(self, slow)? {
+                return Ok(Some(grant));
+            }
+        }
+        if let Some(grant) = self.other_pools(slow)? {
+            return Ok(Some(grant));
+        }
+        self.return_idle(slow)
+    }
+
+    fn note(&mut self, rung: Rung, outcome: Outcome) {
+        self.trail.push(Step { rung, outcome });
+    }
+
+    fn now(&self) -> Access {
+        Access::Now(self.need.stream)
+    }
+
+    /// Bytes that may be added under the limits.
+    fn room(&self) -> u64 {
+        let (room, _) = self.core.room(self.id);
+        let soft = self.soft_limit.map_or(u64::MAX, |soft| soft.saturating_sub(self.core.reserved.load(Relaxed)));
+        room.min(soft)
+    }
+
+    /// Bytes that may be added within the slack.
+    fn slack_room(&self) -> u64 {
+        let stats = self.pool.meter.read();
+        let crest = self.pool.meter.crest().max(stats.live.current + self.need.size);
+        slack_room(self.slack, crest, stats.reserved.current)
+    }
+
+    // ---- 1 and 2 ---------------------------------------------------------------------------------------------------------
+
+    /// Every free block that fits and may be had in this way, not only the likely ones.
+    fn search(&mut self, access: Access) -> Option<Grant> {
+        let mut guard = self.pool.state.lock();
+        let state = &mut *guard;
+        let index = state.heap.take_thorough(self.need.size, self.need.align, access, &mut state.clocks)?;
+        Some(state.grant(index, self.need, &self.pool.meter))
+    }
+
+    fn largest_free(&self) -> u64 {
+        self.pool.state.lock().heap.largest_free()
+    }
+
+    fn reuse(&mut self, _: &mut Slow) -> Climbed {
+        let grant = self.search(self.now());
+        if grant.is_none() {
+            let largest_free = self.largest_free();
+            self.note(Rung::Reuse, Outcome::NoFit { largest_free });
+        }
+        Ok(grant)
+    }
+
+    fn poll(&mut self, slow: &mut Slow) -> Climbed {
+        if !self.core.caps.streams {
+            return Ok(None);
+        }
+        let before = self.pool.meter.read().pending.current;
+        self.core.poll(self.id, slow)?;
+        let grant = self.search(self.now());
+        if grant.is_none() {
+            let bytes = before.saturating_sub(self.pool.meter.read().pending.current);
+            self.note(Rung::Poll, Outcome::Freed { bytes });
+        }
+        Ok(grant)
+    }
+
+    // ---- 3 to 6: more memory, or the same memory elsewhere ------------------------------------------------------------------
+
+    fn grow_within_slack(&mut self, slow: &mut Slow) -> Climbed {
+        let room = self.slack_room().min(self.room());
+        if self.core.caps.page.is_some() {
+            return self.fill(slow, Rung::GrowWithinSlack, Filling { window: self.now(), moves: None, grow_max: room });
+        }
+        self.grow_segment(slow, Rung::GrowWithinSlack, room)
+    }
+
+    fn remap(&mut self, slow: &mut Slow) -> Climbed {
+        if !self.core.caps.remap {
+            return Ok(None);
+        }
+        let moves = if self.core.caps.alias { self.now() } else { Access::Completed };
+        let grow_max = self.slack_room().min(self.room());
+        self.fill(slow, Rung::Remap, Filling { window: self.now(), moves: Some(moves), grow_max })
+    }
+
+    /// Reuse and remap again, of memory that another stream's work still uses, behind waits on the device.
+    fn wait(&mut self, slow: &mut Slow) -> Climbed {
+        if self.core.caps.host_ordered || !self.core.caps.streams {
+            return Ok(None);
+        }
+        if let Some(grant) = self.reuse_behind_wait()? {
+            return Ok(Some(grant));
+        }
+        if !self.core.caps.remap {
+            return Ok(None);
+        }
+        let moves = if self.core.caps.alias { Access::AfterWait } else { Access::Completed };
+        let grow_max = self.slack_room().min(self.room());
+        self.fill(slow, Rung::Wait, Filling { window: Access::AfterWait, moves: Some(moves), grow_max })
+    }
+
+    fn reuse_behind_wait(&mut self) -> Climbed {
+        let (index, pairs) = {
+            let mut guard = self.pool.state.lock();
+            let state = &mut *guard;
+            let taken = state.heap.hold_fewest(self.need.size, self.need.align, &mut state.clocks, |clocks, fence| {
+                clocks.missing(fence, self.need.stream).len()
+            });
+            let Some(index) = taken else {
+                let largest_free = state.heap.largest_free();
+                self.note(Rung::Wait, Outcome::NoFit { largest_free });
+                return Ok(None);
+            };
+            let fence = state.heap.fence(index);
+            self.pool.meter.pending_is(state.heap.pending());
+            (index, state.clocks.missing(fence, self.need.stream))
+        };
+        let waited = self.core.wait_between(self.pool, self.need.stream, &pairs);
+        let mut guard = self.pool.state.lock();
+        let state = &mut *guard;
+        match waited {
+            Ok(()) => {
+                let index = state.heap.own_held(index, &mut state.clocks);
+                Ok(Some(state.grant(index, self.need, &self.pool.meter)))
+            }
+            Err(error) => {
+                state.heap.unhold(index, &mut state.clocks);
+                self.pool.meter.pending_is(state.heap.pending());
+                Err(error)
+            }
+        }
+    }
+
+    /// Up to the limit and the device: as few new pages as possible beside all that can move, or a segment.
+    fn grow(&mut self, slow: &mut Slow) -> Climbed {
+        let room = self.room();
+        if self.core.caps.page.is_none() {
+            return self.grow_segment(slow, Rung::Grow, room);
+        }
+        let caps = &self.core.caps;
+        let waits = caps.streams && !caps.host_ordered;
+        let window = if waits && caps.remap { Access::AfterWait } else { self.now() };
+        let moves = match (caps.remap, caps.alias) {
+            (false, _) => None,
+            (true, true) => Some(window),
+            (true, false) => Some(Access::Completed),
+        };
+        self.fill(slow, Rung::Grow, Filling { window, moves, grow_max: room })
+    }
+
+    fn fill(&mut self, slow: &mut Slow, rung: Rung, how: Filling) -> Climbed {
+        let outcome = match fill_window(self.core, self.id, self.need, slow, how)? {
+            Filled::Served(grant) => return Ok(Some(grant)),
+            Filled::NoWindow => Outcome::NotApplicable { reason: "no stretch of addresses is long enough" },
+            Filled::TooFew { needed, .. } if how.moves.is_none() => Outcome::NeedsMore { needed, room: how.grow_max },
+            Filled::TooFew { needed, found } => Outcome::TooFewPages { needed, found },
+            Filled::Refused(error) => Outcome::Refused { reason: error.to_string() },
+        };
+        self.note(rung, outcome);
+        // What a refused call left half done may serve already.
+        Ok(if matches!(self.trail.last(), Some(Step { outcome: Outcome::Refused { .. }, .. })) {
+            self.search(self.now())
+        } else {
+            None
+        })
+    }
+
+    fn grow_segment(&mut self, slow: &mut Slow, rung: Rung, room: u64) -> Climbed {
+        let segment_min = self.core.config.read().segment_min;
+        let Some(size) = segment_size(self.need.size, segment_min, self.core.quantum) else { return Ok(None) };
+        if rung == Rung::Grow {
+            self.make_room_for_segment(slow, size)?;
+        }
+        let room = if rung == Rung::Grow { self.room() } else { room };
+        if size > room {
+            self.note(rung, Outcome::NeedsMore { needed: size, room });
+            return Ok(None);
+        }
+        match segments::grow(self.core, self.id, size) {
+            Ok(()) => Ok(self.search(self.now())),
+            Err(error) if error.is_out_of_memory() => {
+                self.note(rung, Outcome::Refused { reason: error.to_string() });
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Wholly free segments go back first when growth would pass what was ever live.
+    fn make_room_for_segment(&mut self, slow: &mut Slow, size: u64) -> Result<(), BackendError> {
+        let over = size.saturating_sub(self.slack_room());
+        if over > 0 {
+            segments::release_empty(self.core, self.id, slow, over)?;
+        }
+        Ok(())
+    }
+
+    // ---- 7 and 8: what is idle goes back, then growth again -------------------------------------------------------------------
+
+    fn other_pools(&mut self, slow: &mut Slow) -> Climbed {
+        let mut bytes = 0;
+        for at in 0..self.core.pools().count() {
+            let other = PoolId(at as u16);
+            if other != self.id && self.core.pool(other).meter.read().idle() > 0 {
+                self.core.poll(other, slow)?;
+                bytes += self.core.return_idle(other, slow, self.need.size.saturating_sub(bytes))?;
+            }
+            if bytes >= self.need.size {
+                break;
+            }
+        }
+        if bytes == 0 {
+            return Ok(None);
+        }
+        self.note(Rung::OtherPools, Outcome::Freed { bytes });
+        self.grow(slow)
+    }
+
+    fn return_idle(&mut self, slow: &mut Slow) -> Climbed {
+        if self.core.caps.remap {
+            // Free pages have moved already; returning them would gain nothing.
+            return Ok(None);
+        }
+        let bytes = self.core.return_idle(self.id, slow, u64::MAX)?;
+        self.note(Rung::ReturnIdle, Outcome::Freed { bytes });
+        if bytes == 0 { Ok(None) } else { self.grow(slow) }
+    }
+
+    // ---- 9 to 11: waiting and asking -------------------------------------------------------------------------------------------
+
+    fn host_wait(&mut self, slow: &mut Slow) -> Climbed {
+        if !self.core.caps.streams {
+            return Ok(None);
+        }
+        let longest = self.core.config.read().wait_max;
+        let mut unfinished = false;
+        for at in 0..self.core.pools().count() {
+            let id = PoolId(at as u16);
+            let streams: Vec<_> = self.core.pool(id).state.lock().clocks.streams().collect();
+            let state = self.core.pool(id).state.lock();
+            let busy = streams.iter().any(|stream| state.clocks.unfinished(*stream));
+            drop(state);
+            unfinished |= busy;
+            if busy && !self.core.wait_for_all(id, slow, longest)? {
+                self.note(Rung::HostWait, Outcome::TimedOut);
+                return Ok(None);
+            }
+        }
+        if !unfinished {
+            return Ok(None);
+        }
+        self.note(Rung::HostWait, Outcome::Freed { bytes: 0 });
+        self.to_the_limit(slow)
+    }
+
+    fn hooks(&mut self) -> Climbed {
+        for _ in 0..HOOK_ROUNDS {
+            let before = self.pool.meter.read();
+            if !self.core.hooks.call(&Shortage { bytes: self.need.size, pool: self.id }) {
+                return Ok(None);
+            }
+            let after = self.pool.meter.read();
+            let bytes = after.live.freed - before.live.freed;
+            self.note(Rung::Hooks, Outcome::Freed { bytes });
+            self.soft_limit = None;
+            if let Some(grant) = self.under_slow_lock()? {
+                return Ok(Some(grant));
+            }
+            if bytes == 0 {
+                return Ok(None);
+            }
+        }
+        Ok(None)
+    }
+
+    fn deadline(&mut self) -> Climbed {
+        let Some(deadline) = self.need.deadline else { return Ok(None) };
+        if deadline <= Instant::now() {
+            self.note(Rung::Deadline, Outcome::TimedOut);
+            return Ok(None);
+        }
+        let core = self.core;
+        let kept = self.trail.len();
+        let answer = core.waiting.until(deadline, || {
+            self.trail.truncate(kept);
+            self.under_slow_lock().transpose()
+        });
+        match answer {
+            Some(answer) => answer.map(Some),
+            None => {
+                self.note(Rung::Deadline, Outcome::TimedOut);
+                Ok(None)
+            }
+        }
+    }
+
+    fn out_of_memory(self) -> AllocError {
+        {
+            let _state = self.pool.state.lock();
+            self.pool.meter.count(Count::Failure);
+        }
+        AllocError::OutOfMemory(Box::new(report::out_of_memory(self)))
+    }
+}

@@ -1,0 +1,234 @@
+//! Memory on its way back: idle pages and segments, trimming by size, watermark and age, and the user's hooks.
+
+use std::cell::Cell;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use super::core::{Core, Slow};
+use super::{pages, segments};
+use crate::backend::{BackendError, Span};
+use crate::ids::{Access, PoolId};
+
+/// What a reclaim hook is told: who needs memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shortage {
+    /// Bytes of the request that cannot be served.
+    pub bytes: u64,
+    /// Its pool.
+    pub pool: PoolId,
+}
+
+type Hook = Arc<dyn Fn(&Shortage) + Send + Sync>;
+
+thread_local! {
+    /// Whether this thread is inside a hook: a hook's own allocations do not call hooks.
+    static IN_HOOK: Cell<bool> = const { Cell::new(false) };
+}
+
+/// The user's reclaim hooks.
+#[derive(Default)]
+pub(crate) struct Hooks {
+    list: Mutex<Vec<(u64, Hook)>>,
+}
+
+/// Keeps a reclaim hook; dropping it takes the hook away.
+#[must_use = "the hook goes when this guard is dropped"]
+pub struct HookGuard {
+    core: Arc<Core>,
+    number: u64,
+}
+
+impl Drop for HookGuard {
+    fn drop(&mut self) {
+        self.core.hooks.list.lock().retain(|(number, _)| *number != self.number);
+    }
+}
+
+impl Hooks {
+    pub(crate) fn add(core: &Arc<Core>, hook: Hook) -> HookGuard {
+        let mut list = core.hooks.list.lock();
+        let number = list.last().map_or(0, |(number, _)| number + 1);
+        list.push((number, hook));
+        HookGuard { core: core.clone(), number }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.list.lock().is_empty()
+    }
+
+    /// Calls every hook, holding no lock. Answers whether there was any; inside a hook there is none.
+    pub(crate) fn call(&self, shortage: &Shortage) -> bool {
+        let hooks: Vec<Hook> = self.list.lock().iter().map(|(_, hook)| hook.clone()).collect();
+        if hooks.is_empty() || IN_HOOK.with(|inside| inside.replace(true)) {
+            return false;
+        }
+        struct Leave;
+        impl Drop for Leave {
+            fn drop(&mut self) {
+                IN_HOOK.with(|inside| inside.set(false));
+            }
+        }
+        let _leave = Leave;
+        hooks.iter().for_each(|hook| hook(shortage));
+        true
+    }
+}
+
+impl Core {
+    /// Returns idle memory of a pool whose work is complete: about `wanted` bytes of pages or segments. Answers the bytes.
+    pub(crate) fn return_idle(&self, id: PoolId, slow: &mut Slow, wanted: u64) -> Result<u64, BackendError> {
+        if self.caps.page.is_none() {
+            return segments::release_empty(self, id, slow, wanted);
+        }
+        self.return_pages(id, wanted)
+    }
+
+    fn return_pages(&self, id: PoolId, wanted: u64) -> Result<u64, BackendError> {
+        let pool = self.pool(id);
+        let held: Vec<(u32, Span)> = {
+            let mut guard = pool.state.lock();
+            let state = &mut *guard;
+            let mut sources = Vec::new();
+            let mut left = wanted;
+            state.heap.sources(Access::Completed, &state.clocks, |source| {
+                let page = state.heap.extent(state.heap.place(source.index).0).1.unwrap_or(1);
+                let size = left.div_ceil(page).saturating_mul(page);
+                let source = state.heap.shrink_source(source, size);
+                left = left.saturating_sub(source.size);
+                sources.push(source);
+                left > 0
+            });
+            if wanted == 0 {
+                sources.clear();
+            }
+            let mut hold = |source: &crate::heap::Source| {
+                let index = state.heap.hold(source.index, source.start, source.size, &mut state.clocks);
+                let (place, offset, size) = state.heap.place(index);
+                (index, Span { region: state.heap.region(place), offset, size })
+            };
+            let held = sources.iter().map(&mut hold).collect();
+            pool.meter.pending_is(state.heap.pending());
+            held
+        };
+        let mut returned = 0;
+        let mut result = Ok(());
+        for (index, span) in held {
+            if result.is_ok() {
+                result = self.backend.unback(span);
+            }
+            let mut guard = pool.state.lock();
+            let state = &mut *guard;
+            if result.is_ok() {
+                state.heap.forget_backing(index, &mut state.clocks);
+                self.count_returned(pool, span.size);
+                returned += span.size;
+            } else {
+                state.heap.unhold(index, &mut state.clocks);
+                pool.meter.pending_is(state.heap.pending());
+            }
+        }
+        result.map(|()| returned)
+    }
+
+    /// Returns idle memory of every pool until at most `keep` idle bytes are left in all. Answers the bytes returned.
+    pub(crate) fn trim(&self, keep: u64) -> Result<u64, BackendError> {
+        let mut slow = self.slow.lock();
+        self.trim_under(keep, &mut slow)
+    }
+
+    fn trim_under(&self, keep: u64, slow: &mut Slow) -> Result<u64, BackendError> {
+        let ids = || (0..self.pools().count()).map(|at| PoolId(at as u16));
+        for id in ids() {
+            self.poll(id, slow)?;
+            pages::unmap_retired(self, id, slow)?;
+        }
+        let mut returned = 0;
+        for id in ids() {
+            let idle: u64 = self.pools().map(|pool| pool.meter.read().idle()).sum();
+            if idle <= keep {
+                break;
+            }
+            returned += self.return_idle(id, slow, idle - keep)?;
+        }
+        Ok(returned)
+    }
+
+    /// Waits for unfinished work, then returns everything that is idle.
+    pub(crate) fn purge(&self) -> Result<u64, BackendError> {
+        let mut slow = self.slow.lock();
+        let longest = self.config.read().wait_max;
+        for at in 0..self.pools().count() {
+            self.wait_for_all(PoolId(at as u16), &mut slow, longest)?;
+        }
+        let returned = self.trim_under(0, &mut slow)?;
+        for pool in self.pools() {
+            let state = pool.state.lock();
+            pool.meter.reset_crest();
+            pool.meter.reset_addresses(state.addresses());
+        }
+        Ok(returned)
+    }
+
+    /// What time brings: idle memory above the high watermark, or not used for the time of decay, goes back.
+    pub(crate) fn tick(&self, now: Duration) -> Result<u64, BackendError> {
+        let mut slow = self.slow.lock();
+        let config = self.config.read().clone();
+        let mut returned = 0;
+        let due = config.decay.filter(|decay| slow.last_decay.is_none_or(|last| now.saturating_sub(last) >= *decay));
+        if due.is_some() {
+            let first = slow.last_decay.replace(now).is_none();
+            for (at, pool) in self.pools().enumerate() {
+                let id = PoolId(at as u16);
+                let recent = {
+                    let _state = pool.state.lock();
+                    pool.meter.take_recent()
+                };
+                let unused = pool.meter.read().reserved.current.saturating_sub(recent);
+                if !first && unused > 0 {
+                    self.poll(id, &mut slow)?;
+                    returned += self.return_idle(id, &mut slow, unused)?;
+                }
+            }
+        }
+        if let Some(limit) = config.limit {
+            let reserved: u64 = self.pools().map(|pool| pool.meter.read().reserved.current).sum();
+            let share = |part: f64| (limit as f64 * part) as u64;
+            if reserved > share(config.high_watermark) {
+                let idle: u64 = self.pools().map(|pool| pool.meter.read().idle()).sum();
+                let excess = reserved - share(config.low_watermark);
+                returned += self.trim_under(idle.saturating_sub(excess), &mut slow)?;
+            }
+        }
+        Ok(returned)
+    }
+}
+
+impl Drop for Core {
+    /// The last owner is gone: everything goes back, after unfinished work. A device that is lost, or a wait that fails, leaves
+    /// the memory to the backend's own end.
+    fn drop(&mut self) {
+        let mut slow = std::mem::take(&mut *self.slow.lock());
+        slow.retired.resize_with(self.pools().count(), Vec::new);
+        let longest = self.config.read().wait_max;
+        for at in 0..self.pools().count() {
+            let id = PoolId(at as u16);
+            if !matches!(self.wait_for_all(id, &mut slow, longest), Ok(true)) {
+                return;
+            }
+            let _ = self.return_idle(id, &mut slow, u64::MAX);
+            if self.caps.page.is_some() {
+                let state = self.pool(id).state.lock();
+                let regions: Vec<_> = state
+                    .heap
+                    .places()
+                    .filter(|place| state.heap.top(*place) == 0)
+                    .map(|place| state.heap.region(place))
+                    .collect();
+                drop(state);
+                regions.into_iter().for_each(|region| drop(self.backend.release(region)));
+            }
+        }
+    }
+}

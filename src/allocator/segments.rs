@@ -1,0 +1,49 @@
+//! Memory in segments: growth by whole segments, and their return when nothing in them is in use.
+
+use super::core::{Core, Slow};
+use crate::backend::BackendError;
+use crate::ids::{Access, PoolId};
+
+/// Adds a segment of `size` bytes to a pool.
+pub(super) fn grow(core: &Core, id: PoolId, size: u64) -> Result<(), BackendError> {
+    let region = core.backend.grow_segment(size)?;
+    let pool = core.pool(id);
+    let mut state = pool.state.lock();
+    if state.add_region(region, None).is_none() {
+        drop(state);
+        core.backend.release(region.id)?;
+        return Err(BackendError::OutOfMemory { call: "grow_segment", requested: size });
+    }
+    core.count_reserved(pool, region.size);
+    pool.meter.addresses(state.addresses());
+    Ok(())
+}
+
+/// Releases wholly free segments whose work is complete, largest first, until `wanted` bytes went back or
+/// there are no more. Answers the bytes.
+pub(super) fn release_empty(core: &Core, id: PoolId, _slow: &mut Slow, wanted: u64) -> Result<u64, BackendError> {
+    let pool = core.pool(id);
+    let mut released = 0;
+    while released < wanted {
+        let (region, place, size, index) = {
+            let mut guard = pool.state.lock();
+            let state = &mut *guard;
+            let Some((place, index)) = state.largest_empty(Access::Completed) else { break };
+            let size = state.heap.extent(place).0;
+            let index = state.heap.hold(index, 0, size, &mut state.clocks);
+            pool.meter.pending_is(state.heap.pending());
+            (state.heap.region(place), place, size, index)
+        };
+        let result = core.backend.release(region);
+        let mut guard = pool.state.lock();
+        let state = &mut *guard;
+        if let Err(error) = result {
+            state.heap.unhold(index, &mut state.clocks);
+            return Err(error);
+        }
+        state.heap.remove_region(place, &mut state.clocks);
+        core.count_returned(pool, size);
+        released += size;
+    }
+    Ok(released)
+}

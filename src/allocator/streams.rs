@@ -1,0 +1,239 @@
+//! Streams at work: looking for completed work, waits between streams, and the life of a stream's handle.
+//!
+//! Everything here that talks to the driver runs under the slow lock and holds no state lock while it does.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use super::core::{Core, Pool, Slow};
+use super::pages;
+use crate::backend::BackendError;
+use crate::fence::Counter;
+use crate::ids::{EventId, PoolId, StreamId};
+use crate::stats::Count;
+
+/// A stream of an allocator's device. Cheap to clone; when the last clone goes, the stream's number is given
+/// back once its work is complete.
+#[derive(Clone)]
+pub struct Stream {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    core: Arc<Core>,
+    id: StreamId,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if self.id != StreamId(0) {
+            self.core.abandoned.lock().push(self.id);
+        }
+    }
+}
+
+impl Stream {
+    pub(crate) fn new(core: Arc<Core>, id: StreamId) -> Self {
+        for pool in core.pools() {
+            pool.state.lock().clocks.know([id]);
+        }
+        Stream { inner: Arc::new(Inner { core, id }) }
+    }
+
+    /// Its number on the device.
+    pub fn id(&self) -> StreamId {
+        self.inner.id
+    }
+
+    pub(crate) fn belongs_to(&self, core: &Arc<Core>) -> bool {
+        Arc::ptr_eq(&self.inner.core, core)
+    }
+
+    /// Says that the caller has ordered this stream behind everything that `other` was given so far (by an event of their own,
+    /// for example). Memory freed on `other` is then used here without a wait. Not saying it is safe, only dearer.
+    pub fn follows(&self, other: &Stream) {
+        for pool in self.inner.core.pools() {
+            pool.state.lock().clocks.ordered_behind(self.id(), other.id());
+        }
+    }
+}
+
+impl std::fmt::Debug for Stream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Stream({})", self.id())
+    }
+}
+
+/// A stream without handles, whose number goes back when its work is complete in every pool.
+pub(crate) struct Retirement(StreamId);
+
+impl Core {
+    /// Looks for completed work unless a slow call is under way, which does so itself.
+    #[cold]
+    pub(crate) fn poll_if_idle(&self, id: PoolId) {
+        let Some(mut slow) = self.slow.try_lock() else { return };
+        let useful = self.pool(id).state.lock().clocks.is_shared() || !slow.retired[usize::from(id.0)].is_empty();
+        if useful && let Err(error) = self.poll(id, &mut slow) {
+            self.defer(error);
+        }
+    }
+
+    /// Asks the backend which events of a pool are done, unmaps what waited for them, and records new events where
+    /// frees are not covered yet.
+    pub(crate) fn poll(&self, id: PoolId, slow: &mut Slow) -> Result<(), BackendError> {
+        if !self.caps.streams {
+            return pages::unmap_retired(self, id, slow);
+        }
+        let pool = self.pool(id);
+        let streams: Vec<StreamId> = pool.state.lock().clocks.streams().collect();
+        let mut progress = false;
+        for stream in streams {
+            progress |= self.poll_stream(pool, stream)?;
+            let (wanted, room) = {
+                let state = pool.state.lock();
+                (state.clocks.wants_event(stream), state.clocks.has_room(stream))
+            };
+            if wanted && room {
+                let event = self.record(pool, stream)?;
+                if self.backend.done(event)? {
+                    self.completed(pool, stream, event);
+                    progress = true;
+                }
+            }
+        }
+        if progress {
+            self.refresh_fences(pool);
+            pages::unmap_retired(self, id, slow)?;
+        }
+        self.retire_streams(slow)
+    }
+
+    fn poll_stream(&self, pool: &Pool, stream: StreamId) -> Result<bool, BackendError> {
+        let mut progress = false;
+        loop {
+            let oldest = pool.state.lock().clocks.oldest(stream);
+            let Some(event) = oldest else { return Ok(progress) };
+            if !self.backend.done(event)? {
+                return Ok(progress);
+            }
+            self.completed(pool, stream, event);
+            progress = true;
+        }
+    }
+
+    fn completed(&self, pool: &Pool, stream: StreamId, event: EventId) {
+        let done = pool.state.lock().clocks.completed(stream, event);
+        done.into_iter().for_each(|event| self.backend.forget(event));
+    }
+
+    /// What was pending on completed work is simply free.
+    fn refresh_fences(&self, pool: &Pool) {
+        let mut guard = pool.state.lock();
+        let state = &mut *guard;
+        if state.heap.pending() > 0 {
+            state.heap.refresh_fences(&mut state.clocks);
+            pool.meter.pending_is(state.heap.pending());
+        }
+    }
+
+    /// Records an event. Its clock is read before the driver is called: it may cover more than it says, never less.
+    fn record(&self, pool: &Pool, stream: StreamId) -> Result<EventId, BackendError> {
+        let clock = pool.state.lock().clocks.clock(stream);
+        let event = self.backend.record(stream)?;
+        let dropped = pool.state.lock().clocks.recorded(stream, event, clock);
+        if let Some(event) = dropped {
+            self.backend.forget(event);
+        }
+        Ok(event)
+    }
+
+    /// Puts waits between `stream` and each pair, on the device.
+    pub(crate) fn wait_between(
+        &self,
+        pool: &Pool,
+        stream: StreamId,
+        pairs: &[(StreamId, Counter)],
+    ) -> Result<(), BackendError> {
+        for pair in pairs {
+            let covering = {
+                let state = pool.state.lock();
+                if state.clocks.has_passed(*pair, stream) {
+                    continue;
+                }
+                state.clocks.event_for(*pair)
+            };
+            let event = match covering {
+                Some(event) => event,
+                None => self.record(pool, pair.0)?,
+            };
+            self.backend.stream_wait(stream, event)?;
+            let mut state = pool.state.lock();
+            state.clocks.waited(stream, pair.0, event);
+            pool.meter.count(Count::StreamWait);
+        }
+        Ok(())
+    }
+
+    /// Waits on the host until all work of a pool's frees is complete. Answers `false` when the time was over first.
+    pub(crate) fn wait_for_all(&self, id: PoolId, slow: &mut Slow, longest: Duration) -> Result<bool, BackendError> {
+        let pool = self.pool(id);
+        if !self.caps.streams {
+            return Ok(true);
+        }
+        let until = Instant::now() + longest.min(Duration::from_secs(1 << 30));
+        let streams: Vec<StreamId> = pool.state.lock().clocks.streams().collect();
+        let mut in_time = true;
+        for stream in streams {
+            let (unfinished, newest, stale) = {
+                let state = pool.state.lock();
+                (state.clocks.unfinished(stream), state.clocks.newest(stream), state.clocks.wants_event(stream))
+            };
+            if !unfinished {
+                continue;
+            }
+            let event = match newest {
+                Some(event) if !stale => event,
+                _ => self.record(pool, stream)?,
+            };
+            let left = until.saturating_duration_since(Instant::now());
+            {
+                let _state = pool.state.lock();
+                pool.meter.count(Count::HostWait);
+            }
+            if self.backend.host_wait(event, Some(left))? {
+                self.completed(pool, stream, event);
+            } else {
+                in_time = false;
+            }
+        }
+        self.refresh_fences(pool);
+        pages::unmap_retired(self, id, slow)?;
+        Ok(in_time)
+    }
+
+    fn retire_streams(&self, slow: &mut Slow) -> Result<(), BackendError> {
+        let abandoned = std::mem::take(&mut *self.abandoned.lock());
+        slow.retiring.extend(abandoned.into_iter().map(Retirement));
+        slow.retiring.retain(|Retirement(stream)| {
+            let busy = self.pools().any(|pool| pool.state.lock().clocks.unfinished(*stream));
+            if !busy {
+                self.backend.close_stream(*stream);
+            }
+            busy
+        });
+        Ok(())
+    }
+
+    /// A new stream of the backend's own making.
+    pub(crate) fn open_stream(self: &Arc<Self>) -> Result<Stream, BackendError> {
+        if !self.caps.streams {
+            // One order for all: the host's.
+            return Ok(Stream::new(self.clone(), StreamId(0)));
+        }
+        if self.lost.load(Relaxed) {
+            return Err(BackendError::Lost { reason: "an earlier call found it lost".into() });
+        }
+        Ok(Stream::new(self.clone(), self.backend.open_stream()?))
+    }
+}

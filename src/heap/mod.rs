@@ -1,0 +1,673 @@
+//! The heap: places blocks in regions of integer address space, splits exactly, coalesces at once.
+//!
+//! It knows no memory, no stream, no clock and no lock, and it is deterministic: the same calls give the same places. A free
+//! block carries a fence that the heap only joins, copies and hands to the caller's test ([`crate::ids::Fences`]); a live
+//! block carries a note that only its owner understands.
+//!
+//! Finding a block looks at up to [`SCAN`] blocks of the request's own bin, where blocks may be too small, and then takes the
+//! head of the next bin that is not empty, where every block fits. Nothing here depends on the number of blocks, except the
+//! calls that say so.
+//!
+//! Invariants (recomputed by [`Heap::check`]):
+//! * the blocks of a region, linked by address, cover it without gap or overlap; sizes and offsets are multiples of the quantum;
+//! * no two neighbours are both free, or both void;
+//! * a block is in the bin of its size iff it is free, and in the void bin of its size iff it is void;
+//! * voids, filling and retired blocks begin and end at pages;
+//! * `pending` is the sum of the sizes of free blocks whose fence is shared.
+
+#![forbid(unsafe_code)]
+
+mod bins;
+mod check;
+mod table;
+mod window;
+
+use crate::ids::{Access, BlockId, FenceId, Fences, RegionId};
+use crate::units::{align_down, align_up};
+use bins::{Bins, bin_of};
+use table::{Record, Table};
+
+pub use check::Broken;
+pub use table::State;
+pub use window::{Claim, Preference, Source, Window};
+
+/// How many blocks of the request's own bin are looked at. One is enough for density, four are cheap insurance.
+pub const SCAN: usize = 4;
+/// How many blocks above the own bin are looked at when fences stand in the way.
+const PROBES: usize = 12;
+
+/// A region as the heap sees it.
+#[derive(Clone, Debug)]
+struct Place {
+    id: RegionId,
+    size: u64,
+    page: Option<u64>,
+    first: u32,
+    last: u32,
+}
+
+/// One block, for those who look at a heap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockView<N> {
+    /// Its name.
+    pub id: BlockId,
+    /// The slot of its region in this heap.
+    pub place: u16,
+    /// The region's name.
+    pub region: RegionId,
+    /// Bytes from the start of the region.
+    pub offset: u64,
+    /// Bytes.
+    pub size: u64,
+    /// What it is.
+    pub state: State,
+    /// What must be complete before its bytes are used again (free, held and retired blocks).
+    pub fence: FenceId,
+    /// What the owner noted (live blocks).
+    pub note: N,
+}
+
+/// Blocks in regions of address space. `N` is what the owner of a live block notes on it.
+pub struct Heap<N> {
+    quantum_shift: u32,
+    table: Table<N>,
+    free: Bins,
+    voids: Bins,
+    places: Vec<Option<Place>>,
+    pending: u64,
+}
+
+impl<N: Copy + Default> Heap<N> {
+    /// An empty heap whose sizes and offsets are multiples of `quantum` bytes, a power of two of at least 2.
+    ///
+    /// # Panics
+    /// When `quantum` is not such a number.
+    pub fn new(quantum: u64) -> Self {
+        assert!(quantum.is_power_of_two() && quantum >= 2, "quantum {quantum}");
+        Heap {
+            quantum_shift: quantum.trailing_zeros(),
+            table: Table::new(),
+            free: Bins::new(),
+            voids: Bins::new(),
+            places: Vec::new(),
+            pending: 0,
+        }
+    }
+
+    /// Bytes of which every size and offset is a multiple.
+    pub fn quantum(&self) -> u64 {
+        1 << self.quantum_shift
+    }
+
+    /// Adds a region of `size` bytes, as one free block (`page` is `None`: a segment) or as one void of whole pages.
+    /// Answers the region's slot; `None` when all 65,535 slots are taken.
+    pub fn add_region(&mut self, id: RegionId, size: u64, page: Option<u64>) -> Option<u16> {
+        assert!(size > 0 && size.is_multiple_of(page.unwrap_or(self.quantum())), "{id:?} of {size} bytes");
+        let place = match self.places.iter().position(Option::is_none) {
+            Some(slot) => slot,
+            None => {
+                self.places.push(None);
+                self.places.len() - 1
+            }
+        };
+        let slot = u16::try_from(place).ok().filter(|slot| *slot < u16::MAX)?;
+        let index = self.table.add();
+        let record = &mut self.table[index];
+        (record.offset, record.size, record.prev, record.next) = (0, size, 0, 0);
+        (record.region, record.fence) = (slot, FenceId::NONE);
+        self.places[place] = Some(Place { id, size, page, first: index, last: index });
+        match page {
+            Some(_) => self.insert_void(index),
+            None => self.insert_free(index),
+        }
+        Some(slot)
+    }
+
+    /// Takes a region away, which must be one free or one void block. Ends its fence.
+    ///
+    /// # Panics
+    /// When a part of it is in use.
+    pub fn remove_region(&mut self, place: u16, fences: &mut impl Fences) {
+        let gone = self.places[place as usize].take().expect("a region of this heap");
+        assert_eq!(gone.first, gone.last, "{:?} is in pieces", gone.id);
+        match self.table[gone.first].state {
+            State::Free => {
+                self.remove_free(gone.first);
+                fences.release(self.table[gone.first].fence);
+            }
+            State::Void => self.remove_void(gone.first),
+            State::Held => fences.release(self.table[gone.first].fence),
+            state => panic!("{:?} is removed while {state:?}", gone.id),
+        }
+        self.table.remove(gone.first);
+    }
+
+    /// The name of the region in a slot.
+    #[inline]
+    pub fn region(&self, place: u16) -> RegionId {
+        self.places[place as usize].as_ref().expect("a region of this heap").id
+    }
+
+    /// Takes `size` bytes, a positive multiple of the quantum, out of a free block whose fence lets `access` pass.
+    /// The block is live afterwards, with a default note. Constant time; may miss a block that is
+    /// usable when others of like size are not ([`Heap::take_thorough`] does not).
+    #[inline]
+    pub fn take(&mut self, size: u64, access: Access, fences: &mut impl Fences) -> Option<u32> {
+        let index = self.find(size, access, fences)?;
+        self.remove_free(index);
+        if self.table[index].size > size {
+            self.split_front(index, size);
+        } else {
+            fences.release(self.table[index].fence);
+        }
+        self.table[index].state = State::Live;
+        Some(index)
+    }
+
+    /// As [`Heap::take`], for any alignment of the offset, looking at every free block large enough: linear in their number.
+    pub fn take_thorough(&mut self, size: u64, align: u64, access: Access, fences: &mut impl Fences) -> Option<u32> {
+        let mut bin = self.free.next(bin_of(size >> self.quantum_shift));
+        while let Some(b) = bin {
+            let mut best: Option<(u64, u64, u32)> = None;
+            let mut index = self.free.head(b);
+            while index != 0 {
+                let record = &self.table[index];
+                let start = align_up(record.offset, align);
+                let fits = start.is_some_and(|start| start - record.offset + size <= record.size);
+                if fits
+                    && best.is_none_or(|best| (record.size, record.offset) < (best.0, best.1))
+                    && fences.passes(record.fence, access)
+                {
+                    best = Some((record.size, record.offset, index));
+                }
+                index = record.bin_next;
+            }
+            if let Some((_, offset, index)) = best {
+                return Some(self.carve(index, align_up(offset, align)?, size, fences));
+            }
+            bin = self.free.next(b + 1);
+        }
+        None
+    }
+
+    /// As [`Heap::take`] for an alignment above the quantum. What is padded in front stays free.
+    pub fn take_aligned(&mut self, size: u64, align: u64, access: Access, fences: &mut impl Fences) -> Option<u32> {
+        if align <= self.quantum() {
+            return self.take(size, access, fences);
+        }
+        let roomy = size.checked_add(align - self.quantum())?;
+        let fits = |record: &Record<N>| {
+            align_up(record.offset, align).is_some_and(|start| start - record.offset + size <= record.size)
+        };
+        // A block of the exact size may happen to be aligned; a roomy one always is, somewhere.
+        let own =
+            self.scan(bin_of(size >> self.quantum_shift), |record| fits(record) && fences.passes(record.fence, access));
+        let index = match own {
+            Some(index) => index,
+            None => self.find(roomy, access, fences)?,
+        };
+        let start = align_up(self.table[index].offset, align)?;
+        Some(self.carve(index, start, size, fences))
+    }
+
+    /// Frees a live or held block under `fence`, joined with its free neighbours. Answers the free block it became part of.
+    ///
+    /// # Panics
+    /// When the block is not live or held.
+    #[inline]
+    pub fn put(&mut self, index: u32, fence: FenceId, fences: &mut impl Fences) -> u32 {
+        let record = &mut self.table[index];
+        assert!(matches!(record.state, State::Live | State::Held), "b{index} is put while {:?}", record.state);
+        record.generation = record.generation.wrapping_add(1);
+        let (prev, next) = (record.prev, record.next);
+        let mut fence = fence;
+        let mut index = index;
+        if self.table[next].state == State::Free {
+            fence = fences.join(fence, self.table[next].fence);
+            self.remove_free(next);
+            self.absorb_next(index);
+        }
+        if self.table[prev].state == State::Free {
+            fence = fences.join(fence, self.table[prev].fence);
+            self.remove_free(prev);
+            index = prev;
+            self.absorb_next(index);
+        }
+        self.table[index].fence = fence;
+        self.insert_free(index);
+        index
+    }
+
+    /// Takes `[start, start + size)` out of the free block `index`, which must cover it. The rest stays free.
+    pub fn carve(&mut self, index: u32, start: u64, size: u64, fences: &mut impl Fences) -> u32 {
+        let taken = self.detach(index, start, size, fences);
+        fences.release(self.table[taken].fence);
+        self.table[taken].state = State::Live;
+        taken
+    }
+
+    /// As [`Heap::carve`], but the block is held and keeps its fence.
+    pub fn hold(&mut self, index: u32, start: u64, size: u64, fences: &mut impl Fences) -> u32 {
+        let taken = self.detach(index, start, size, fences);
+        self.table[taken].state = State::Held;
+        taken
+    }
+
+    /// Holds the part of a free block that suits a request and needs the fewest waits, as `waits` counts them; of equals the smallest,
+    /// then the lowest. Looks at every free block large enough until one needs a single wait.
+    pub fn hold_fewest<F: Fences>(
+        &mut self,
+        size: u64,
+        align: u64,
+        fences: &mut F,
+        waits: impl Fn(&F, FenceId) -> usize,
+    ) -> Option<u32> {
+        let mut best: Option<(usize, u64, u64, u32)> = None;
+        let mut bin = self.free.next(bin_of(size >> self.quantum_shift));
+        while let Some(b) = bin {
+            for index in self.list(self.free.head(b)) {
+                let record = &self.table[index];
+                let start = align_up(record.offset, align);
+                if !start.is_some_and(|start| start - record.offset + size <= record.size) {
+                    continue;
+                }
+                let candidate = (waits(fences, record.fence), record.size, record.offset, index);
+                if best.is_none_or(|best| candidate < best) {
+                    best = Some(candidate);
+                }
+            }
+            if best.is_some_and(|best| best.0 <= 1) {
+                break;
+            }
+            bin = self.free.next(b + 1);
+        }
+        let (_, _, offset, index) = best?;
+        Some(self.hold(index, align_up(offset, align)?, size, fences))
+    }
+
+    /// A held block gets an owner. Ends its fence.
+    pub fn own_held(&mut self, index: u32, fences: &mut impl Fences) -> u32 {
+        debug_assert_eq!(self.table[index].state, State::Held);
+        fences.release(self.table[index].fence);
+        self.table[index].state = State::Live;
+        index
+    }
+
+    /// Puts a held block back as it was.
+    pub fn unhold(&mut self, index: u32, fences: &mut impl Fences) -> u32 {
+        debug_assert_eq!(self.table[index].state, State::Held);
+        let fence = self.table[index].fence;
+        self.put(index, fence, fences)
+    }
+
+    /// Cuts a held block after `size` bytes into two. Answers the second.
+    pub fn cut_held(&mut self, index: u32, size: u64, fences: &mut impl Fences) -> u32 {
+        debug_assert_eq!(self.table[index].state, State::Held);
+        let rest = self.cut(index, size);
+        self.table[rest].fence = fences.copy(self.table[index].fence);
+        self.table[rest].state = State::Held;
+        rest
+    }
+
+    /// The bytes behind the held block `index` are gone (unbacked): it becomes a void. Ends its fence.
+    pub fn forget_backing(&mut self, index: u32, fences: &mut impl Fences) {
+        let record = &self.table[index];
+        assert!(
+            matches!(record.state, State::Held | State::Retired),
+            "b{index} loses its pages while {:?}",
+            record.state
+        );
+        fences.release(record.fence);
+        self.table[index].fence = FenceId::NONE;
+        self.make_void(index);
+    }
+
+    /// The pages behind the held block `index` moved on; its address stays mapped until its fence is complete.
+    pub fn retire(&mut self, index: u32) {
+        debug_assert_eq!(self.table[index].state, State::Held);
+        self.table[index].generation = self.table[index].generation.wrapping_add(1);
+        self.table[index].state = State::Retired;
+    }
+
+    /// The block of an id, if it is still what the id named.
+    #[inline]
+    pub fn get(&self, id: BlockId) -> Option<u32> {
+        let record = self.table.records.get(id.index as usize)?;
+        (record.generation == id.generation && record.state == State::Live).then_some(id.index)
+    }
+
+    /// The index of a live block.
+    ///
+    /// # Panics
+    /// When the id is stale: its block was freed before. Only a defect of this crate can cause it.
+    #[inline]
+    pub fn live(&self, id: BlockId) -> u32 {
+        let record = &self.table[id.index];
+        if record.generation != id.generation || record.state != State::Live {
+            stale(id, record.generation, record.state);
+        }
+        id.index
+    }
+
+    /// The id of a block.
+    #[inline]
+    pub fn id(&self, index: u32) -> BlockId {
+        self.table.id(index)
+    }
+
+    /// The note of a block.
+    #[inline]
+    pub fn note(&self, index: u32) -> &N {
+        &self.table[index].note
+    }
+
+    /// The note of a block, to change.
+    #[inline]
+    pub fn note_mut(&mut self, index: u32) -> &mut N {
+        &mut self.table[index].note
+    }
+
+    /// Where a block is: slot of its region, offset, size in bytes.
+    #[inline]
+    pub fn place(&self, index: u32) -> (u16, u64, u64) {
+        let record = &self.table[index];
+        (record.region, record.offset, record.size)
+    }
+
+    /// The fence of a free, held or retired block.
+    #[inline]
+    pub fn fence(&self, index: u32) -> FenceId {
+        self.table[index].fence
+    }
+
+    /// Simplifies the shared fences of all free blocks, after work was completed. Linear in the number of records.
+    pub fn refresh_fences(&mut self, fences: &mut impl Fences) {
+        for record in &mut self.table.records {
+            if record.state == State::Free && record.fence.is_shared() {
+                record.fence = fences.simplify(record.fence);
+                if !record.fence.is_shared() {
+                    self.pending -= record.size;
+                }
+            }
+        }
+    }
+
+    /// Bytes of free blocks that no single stream may use without waiting for another.
+    #[inline]
+    pub fn pending(&self) -> u64 {
+        self.pending
+    }
+
+    /// Size of the largest free block, 0 when nothing is free. Looks at one bin.
+    pub fn largest_free(&self) -> u64 {
+        let Some(bin) = self.free.highest() else { return 0 };
+        self.list(self.free.head(bin)).map(|index| self.table[index].size).max().unwrap_or(0)
+    }
+
+    /// Bytes that the heap's own records take.
+    pub fn memory(&self) -> u64 {
+        self.table.memory() + (self.places.capacity() * size_of::<Option<Place>>()) as u64 + 16 * bins::BINS as u64 / 2
+    }
+
+    /// Slots of the regions of this heap.
+    pub fn places(&self) -> impl Iterator<Item = u16> + '_ {
+        (0..self.places.len()).filter(|slot| self.places[*slot].is_some()).map(|slot| slot as u16)
+    }
+
+    /// Size and page of the region in a slot.
+    pub fn extent(&self, place: u16) -> (u64, Option<u64>) {
+        let place = self.places[place as usize].as_ref().expect("a region of this heap");
+        (place.size, place.page)
+    }
+
+    /// The block that covers a whole region, when there is one.
+    pub fn whole(&self, place: u16) -> Option<u32> {
+        let place = self.places[place as usize].as_ref()?;
+        (place.first == place.last).then_some(place.first)
+    }
+
+    /// The end of the last address of a region that is mapped, was mapped and is not yet unmapped, or is being filled.
+    pub fn top(&self, place: u16) -> u64 {
+        let Some(place) = &self.places[place as usize] else { return 0 };
+        let last = &self.table[place.last];
+        if last.state == State::Void { last.offset } else { place.size }
+    }
+
+    /// The blocks of a region in the order of their addresses.
+    pub fn blocks(&self, place: u16) -> impl Iterator<Item = BlockView<N>> + '_ {
+        let first = self.places[place as usize].as_ref().map_or(0, |place| place.first);
+        std::iter::successors((first != 0).then_some(first), |index| {
+            let next = self.table[*index].next;
+            (next != 0).then_some(next)
+        })
+        .map(|index| self.view(index))
+    }
+
+    /// One block as it is now.
+    pub fn view(&self, index: u32) -> BlockView<N> {
+        let record = &self.table[index];
+        BlockView {
+            id: self.table.id(index),
+            place: record.region,
+            region: self.region(record.region),
+            offset: record.offset,
+            size: record.size,
+            state: record.state,
+            fence: record.fence,
+            note: record.note,
+        }
+    }
+
+    // ---- finding -------------------------------------------------------------------------------------------------------
+
+    #[inline]
+    fn find(&self, size: u64, access: Access, fences: &impl Fences) -> Option<u32> {
+        let bin = bin_of(size >> self.quantum_shift);
+        let (mut best, mut best_size) = (0, u64::MAX);
+        let mut index = self.free.head(bin);
+        for _ in 0..SCAN {
+            if index == 0 {
+                break;
+            }
+            let record = &self.table[index];
+            if record.size >= size && record.size < best_size && fences.passes(record.fence, access) {
+                if record.size == size {
+                    return Some(index);
+                }
+                (best, best_size) = (index, record.size);
+            }
+            index = record.bin_next;
+        }
+        if best != 0 {
+            return Some(best);
+        }
+        self.find_above(bin + 1, access, fences)
+    }
+
+    /// The first usable block among a few of the bins from `bin` up; all of them fit.
+    #[inline]
+    fn find_above(&self, bin: usize, access: Access, fences: &impl Fences) -> Option<u32> {
+        let mut bin = self.free.next(bin)?;
+        let mut probes = PROBES;
+        loop {
+            let mut index = self.free.head(bin);
+            while index != 0 {
+                let record = &self.table[index];
+                if fences.passes(record.fence, access) {
+                    return Some(index);
+                }
+                probes -= 1;
+                if probes == 0 {
+                    return None;
+                }
+                index = record.bin_next;
+            }
+            bin = self.free.next(bin + 1)?;
+        }
+    }
+
+    /// The first of a few blocks of one bin that passes a test.
+    fn scan(&self, bin: usize, mut test: impl FnMut(&Record<N>) -> bool) -> Option<u32> {
+        self.list(self.free.head(bin)).take(SCAN).find(|index| test(&self.table[*index]))
+    }
+
+    fn list(&self, head: u32) -> impl Iterator<Item = u32> + '_ {
+        std::iter::successors((head != 0).then_some(head), |index| {
+            let next = self.table[*index].bin_next;
+            (next != 0).then_some(next)
+        })
+    }
+
+    // ---- transitions: one function each ----------------------------------------------------------------------------------
+
+    /// Cuts the block `index`, which is in no bin, after `size` bytes. The rest becomes a free block with its fence.
+    #[inline]
+    fn split_front(&mut self, index: u32, size: u64) {
+        let rest = self.cut(index, size);
+        self.table[rest].fence = self.table[index].fence;
+        self.insert_free(rest);
+    }
+
+    /// Cuts the block `index` after `size` bytes into two neighbours; the second's state and fence are the caller's to set.
+    #[inline]
+    fn cut(&mut self, index: u32, size: u64) -> u32 {
+        let rest = self.table.add();
+        let record = &mut self.table[index];
+        debug_assert!(size > 0 && size < record.size);
+        let (offset, whole, next, region) = (record.offset, record.size, record.next, record.region);
+        record.size = size;
+        record.next = rest;
+        let second = &mut self.table[rest];
+        (second.offset, second.size, second.prev, second.next) = (offset + size, whole - size, index, next);
+        second.region = region;
+        self.table[next].prev = rest;
+        if next == 0 {
+            self.places[region as usize].as_mut().expect("a region of this heap").last = rest;
+        }
+        rest
+    }
+
+    /// Joins the next neighbour, which is in no bin, to `index`.
+    #[inline]
+    fn absorb_next(&mut self, index: u32) {
+        let next = self.table[index].next;
+        let (size, after) = (self.table[next].size, self.table[next].next);
+        let record = &mut self.table[index];
+        record.size += size;
+        record.next = after;
+        let region = record.region;
+        self.table[after].prev = index;
+        if after == 0 {
+            self.places[region as usize].as_mut().expect("a region of this heap").last = index;
+        }
+        self.table.remove(next);
+    }
+
+    /// Takes `[start, start + size)` of the free block `index` out of the bins; what is before and behind stays free.
+    fn detach(&mut self, index: u32, start: u64, size: u64, fences: &mut impl Fences) -> u32 {
+        let (offset, whole) = (self.table[index].offset, self.table[index].size);
+        assert!(
+            self.table[index].state == State::Free && start >= offset && start + size <= offset + whole,
+            "b{index} does not cover {start}+{size}"
+        );
+        self.remove_free(index);
+        let mut taken = index;
+        if start > offset {
+            taken = self.cut(index, start - offset);
+            self.table[taken].fence = fences.copy(self.table[index].fence);
+            self.insert_free(index);
+        }
+        if self.table[taken].size > size {
+            let rest = self.cut(taken, size);
+            self.table[rest].fence = fences.copy(self.table[taken].fence);
+            self.insert_free(rest);
+        }
+        taken
+    }
+
+    #[inline]
+    fn insert_free(&mut self, index: u32) {
+        let record = &mut self.table[index];
+        record.state = State::Free;
+        if record.fence.is_shared() {
+            self.pending += record.size;
+        }
+        let bin = bin_of(record.size >> self.quantum_shift);
+        link(&mut self.table, &mut self.free, bin, index);
+    }
+
+    #[inline]
+    fn remove_free(&mut self, index: u32) {
+        let record = &self.table[index];
+        if record.fence.is_shared() {
+            self.pending -= record.size;
+        }
+        let bin = bin_of(record.size >> self.quantum_shift);
+        unlink(&mut self.table, &mut self.free, bin, index);
+    }
+
+    fn insert_void(&mut self, index: u32) {
+        let record = &mut self.table[index];
+        record.state = State::Void;
+        let bin = bin_of(record.size >> self.quantum_shift);
+        link(&mut self.table, &mut self.voids, bin, index);
+    }
+
+    fn remove_void(&mut self, index: u32) {
+        let bin = bin_of(self.table[index].size >> self.quantum_shift);
+        unlink(&mut self.table, &mut self.voids, bin, index);
+    }
+
+    /// Makes a block, which is in no bin, a void, joined with its void neighbours.
+    fn make_void(&mut self, index: u32) {
+        let record = &mut self.table[index];
+        record.generation = record.generation.wrapping_add(1);
+        let (prev, next) = (record.prev, record.next);
+        let mut index = index;
+        if self.table[next].state == State::Void {
+            self.remove_void(next);
+            self.absorb_next(index);
+        }
+        if self.table[prev].state == State::Void {
+            self.remove_void(prev);
+            index = prev;
+            self.absorb_next(index);
+        }
+        self.insert_void(index);
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn stale(id: BlockId, generation: u32, state: State) -> ! {
+    panic!("{id:?} is stale: its record is at generation {generation} and {state:?}")
+}
+
+#[inline]
+fn link<N: Copy + Default>(table: &mut Table<N>, bins: &mut Bins, bin: usize, index: u32) {
+    let head = bins.head(bin);
+    table[index].bin_prev = 0;
+    table[index].bin_next = head;
+    table[head].bin_prev = index;
+    bins.set_head(bin, index);
+}
+
+#[inline]
+fn unlink<N: Copy + Default>(table: &mut Table<N>, bins: &mut Bins, bin: usize, index: u32) {
+    let (prev, next) = (table[index].bin_prev, table[index].bin_next);
+    table[next].bin_prev = prev;
+    if prev != 0 {
+        table[prev].bin_next = next;
+    } else {
+        bins.set_head(bin, next);
+    }
+}
+
+/// Whole pages inside `[offset, offset + size)`, as a range of bytes; empty when there are none.
+pub(crate) fn whole_pages(offset: u64, size: u64, page: u64) -> std::ops::Range<u64> {
+    let start = align_up(offset, page).unwrap_or(u64::MAX);
+    start..align_down(offset + size, page).max(start)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,446 @@
+//! What an allocator looks like at one instant, and what happened to a request that failed: plain, versioned data.
+//!
+//! Everything here is copied under a lock and read outside of it. Text is made by `Display`; other forms are functions
+//! of the same data elsewhere.
+
+#![forbid(unsafe_code)]
+
+use std::fmt;
+
+use crate::backend::Budget;
+use crate::ids::{BlockId, PoolId, RegionId, StreamId};
+use crate::stats::Stats;
+use crate::units::Bytes;
+
+/// Version of the plain data in this module. It grows when a field changes its meaning or goes away.
+pub const VERSION: u32 = 1;
+
+/// A place in the source that asked for memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct Site {
+    /// File.
+    pub file: &'static str,
+    /// Line.
+    pub line: u32,
+}
+
+impl From<&'static std::panic::Location<'static>> for Site {
+    fn from(location: &'static std::panic::Location<'static>) -> Self {
+        Site { file: location.file(), line: location.line() }
+    }
+}
+
+impl fmt::Display for Site {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.file, self.line)
+    }
+}
+
+/// What a block is, for readers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "lowercase"))]
+pub enum BlockState {
+    /// Backed and owned by nobody.
+    Free,
+    /// Owned by a handle.
+    Live,
+    /// Free, but every stream would have to wait for another.
+    Pending,
+    /// Being moved or given back.
+    Held,
+    /// Nothing behind it.
+    Unbacked,
+    /// The old address of moved pages, not yet unmapped.
+    Retired,
+}
+
+/// One block.
+#[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct BlockRecord {
+    /// Its id.
+    pub id: BlockId,
+    /// Bytes from the start of its region.
+    pub offset: u64,
+    /// Bytes.
+    pub size: u64,
+    /// What it is.
+    pub state: BlockState,
+    /// Bytes asked for (live blocks; 0 otherwise).
+    pub requested: u64,
+    /// The stream it was allocated on (live blocks).
+    pub stream: StreamId,
+    /// Streams that use it too (live), or whose work it waits for (free).
+    pub waits_for: Vec<StreamId>,
+    /// Label of a live block; empty when it has none.
+    pub tag: String,
+    /// Who asked for it (live blocks).
+    pub site: Option<Site>,
+}
+
+/// One region with its blocks in the order of their addresses.
+#[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct RegionRecord {
+    /// Its id.
+    pub id: RegionId,
+    /// The address of offset 0.
+    pub base: u64,
+    /// Bytes of addresses.
+    pub size: u64,
+    /// Bytes of a page; `None` for a segment.
+    pub page: Option<u64>,
+    /// Its blocks.
+    pub blocks: Vec<BlockRecord>,
+}
+
+/// One pool.
+#[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct PoolRecord {
+    /// Its id.
+    pub id: PoolId,
+    /// Its name.
+    pub name: String,
+    /// The most it may hold, if there is a limit.
+    pub limit: Option<u64>,
+    /// Its figures.
+    pub stats: Stats,
+    /// Free bytes that cannot be returned at the page, because their page or segment holds something live.
+    pub stranded: u64,
+    /// Size of its largest free block.
+    pub largest_free: u64,
+    /// Bytes by tag, largest first.
+    pub tags: Vec<TagRecord>,
+    /// Its regions.
+    pub regions: Vec<RegionRecord>,
+}
+
+/// What blocks with one tag hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct TagRecord {
+    /// The label; empty for blocks without one.
+    pub tag: String,
+    /// Bytes of live blocks.
+    pub live: u64,
+    /// Number of live blocks.
+    pub blocks: u64,
+}
+
+/// Everything that an allocator holds.
+#[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct Snapshot {
+    /// [`VERSION`].
+    pub version: u32,
+    /// The backend's name.
+    pub backend: String,
+    /// The most that may be reserved, if there is a limit.
+    pub limit: Option<u64>,
+    /// What the device says, if it says anything.
+    pub budget: Option<Budget>,
+    /// Sums over the pools.
+    pub stats: Stats,
+    /// The pools.
+    pub pools: Vec<PoolRecord>,
+}
+
+/// One remedy against a lack of memory, in the order in which they are tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
+pub enum Rung {
+    /// A free block that the stream may use at once.
+    Reuse,
+    /// Look for completed work of other streams, then reuse.
+    Poll,
+    /// New memory while reserved stays within the slack.
+    GrowWithinSlack,
+    /// Move free pages together.
+    Remap,
+    /// A free block, or free pages, behind a wait for another stream on the device.
+    Wait,
+    /// New memory up to the limit and the device.
+    Grow,
+    /// Idle memory of other pools under the same limit.
+    OtherPools,
+    /// Return what is idle, then grow.
+    ReturnIdle,
+    /// Wait on the host for unfinished work of this allocator.
+    HostWait,
+    /// Ask the user's reclaim hooks.
+    Hooks,
+    /// Wait for somebody to free, until the request's deadline.
+    Deadline,
+}
+
+impl fmt::Display for Rung {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Rung::Reuse => "reuse",
+            Rung::Poll => "poll completed work",
+            Rung::GrowWithinSlack => "grow within the slack",
+            Rung::Remap => "move free pages",
+            Rung::Wait => "wait on the device",
+            Rung::Grow => "grow to the limit",
+            Rung::OtherPools => "idle memory of other pools",
+            Rung::ReturnIdle => "return idle memory",
+            Rung::HostWait => "wait for unfinished work",
+            Rung::Hooks => "reclaim hooks",
+            Rung::Deadline => "wait until the deadline",
+        })
+    }
+}
+
+/// What came of a remedy.
+#[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
+pub enum Outcome {
+    /// It served the request.
+    Served,
+    /// Nothing free fits: this is the largest free block.
+    NoFit {
+        /// Bytes.
+        largest_free: u64,
+    },
+    /// It freed so many bytes, and the search went on.
+    Freed {
+        /// Bytes.
+        bytes: u64,
+    },
+    /// It would need more bytes than it may add.
+    NeedsMore {
+        /// Bytes that would be needed.
+        needed: u64,
+        /// Bytes that may be had.
+        room: u64,
+    },
+    /// Free pages elsewhere do not suffice.
+    TooFewPages {
+        /// Bytes of pages needed.
+        needed: u64,
+        /// Bytes of pages that could be moved or added.
+        found: u64,
+    },
+    /// The device refused.
+    Refused {
+        /// What it said.
+        reason: String,
+    },
+    /// The time given was over.
+    TimedOut,
+    /// It does not apply here.
+    NotApplicable {
+        /// Why not.
+        reason: &'static str,
+    },
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Outcome::Served => write!(f, "served"),
+            Outcome::NoFit { largest_free: 0 } => write!(f, "nothing is free"),
+            Outcome::NoFit { largest_free } => write!(f, "no fit, the largest free block is {}", Bytes(*largest_free)),
+            Outcome::Freed { bytes } => write!(f, "freed {}", Bytes(*bytes)),
+            Outcome::NeedsMore { needed, room } => {
+                write!(f, "needs {} more, may add {}", Bytes(*needed), Bytes(*room))
+            }
+            Outcome::TooFewPages { needed, found } => {
+                write!(f, "needs {} of pages, {} could be had", Bytes(*needed), Bytes(*found))
+            }
+            Outcome::Refused { reason } => write!(f, "refused: {reason}"),
+            Outcome::TimedOut => write!(f, "the time was over"),
+            Outcome::NotApplicable { reason } => write!(f, "skipped: {reason}"),
+        }
+    }
+}
+
+/// One line of the trail.
+#[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct Step {
+    /// The remedy.
+    pub rung: Rung,
+    /// What came of it.
+    pub outcome: Outcome,
+}
+
+/// What was asked for.
+#[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct RequestRecord {
+    /// Bytes asked for.
+    pub requested: u64,
+    /// Bytes after rounding to the quantum.
+    pub rounded: u64,
+    /// Alignment in bytes.
+    pub align: u64,
+    /// The stream that wanted it.
+    pub stream: StreamId,
+    /// The pool.
+    pub pool: PoolId,
+    /// The pool's name.
+    pub pool_name: String,
+    /// Label; empty when it has none.
+    pub tag: String,
+    /// Who asked.
+    pub site: Site,
+}
+
+/// Why the request failed, in one word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
+pub enum Verdict {
+    /// More than the limit allows in all, whatever is freed.
+    LargerThanLimit,
+    /// The limit stands in the way: live memory and the request together pass it.
+    LimitReached,
+    /// The device has no more: live memory and the request together pass what it has for us.
+    DeviceFull,
+    /// Enough bytes are free, but not in one piece, and pages cannot be moved here.
+    Fragmented,
+    /// Enough bytes would be free once unfinished work is complete.
+    WaitingForWork,
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Verdict::LargerThanLimit => "the request alone is larger than the limit",
+            Verdict::LimitReached => "what is live and the request together pass the limit",
+            Verdict::DeviceFull => "what is live and the request together pass what the device has",
+            Verdict::Fragmented => "enough is free, but not in one piece",
+            Verdict::WaitingForWork => "enough would be free once unfinished work is complete",
+        })
+    }
+}
+
+/// Why memory ran out: the request, what was tried, and the state at that moment.
+#[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct OomReport {
+    /// [`VERSION`].
+    pub version: u32,
+    /// What was asked for.
+    pub request: RequestRecord,
+    /// What was tried, in order.
+    pub trail: Vec<Step>,
+    /// The backend's name.
+    pub backend: &'static str,
+    /// The figures of the pool.
+    pub stats: Stats,
+    /// The limit that applies, if any.
+    pub limit: Option<u64>,
+    /// Size of the pool's largest free block.
+    pub largest_free: u64,
+    /// Who holds most in the pool, largest first (at most [`OomReport::HOLDERS`]).
+    pub holders: Vec<TagRecord>,
+    /// Idle bytes of other pools of this allocator.
+    pub idle_elsewhere: u64,
+    /// What the device said when it was asked after the failure.
+    pub budget: Option<Budget>,
+    /// Every block, when the config asks for full reports.
+    pub snapshot: Option<Box<Snapshot>>,
+}
+
+impl OomReport {
+    /// How many holders a report names.
+    pub const HOLDERS: usize = 5;
+
+    /// Why the request failed.
+    pub fn verdict(&self) -> Verdict {
+        let needed = self.stats.live.current.saturating_add(self.request.rounded);
+        match self.limit {
+            Some(limit) if self.request.rounded > limit => return Verdict::LargerThanLimit,
+            Some(limit) if needed > limit => return Verdict::LimitReached,
+            _ => {}
+        }
+        let idle = self.stats.idle() + self.stats.pending.current;
+        if idle < self.request.rounded {
+            return if self.limit.is_some_and(|limit| self.stats.reserved.current + self.request.rounded - idle > limit)
+            {
+                Verdict::LimitReached
+            } else {
+                Verdict::DeviceFull
+            };
+        }
+        if self.stats.idle() < self.request.rounded { Verdict::WaitingForWork } else { Verdict::Fragmented }
+    }
+
+    /// What would let the same request succeed, in words.
+    pub fn remedy(&self) -> String {
+        let stats = &self.stats;
+        let over = |limit: u64| Bytes((stats.live.current + self.request.rounded).saturating_sub(limit));
+        match (self.verdict(), self.limit) {
+            (Verdict::LargerThanLimit, Some(limit)) => {
+                format!("ask for at most {}, or raise the limit to {}", Bytes(limit), Bytes(self.request.rounded))
+            }
+            (Verdict::LimitReached, Some(limit)) => format!(
+                "free {}, or raise the limit to {}",
+                over(limit),
+                Bytes(stats.live.current + self.request.rounded)
+            ),
+            (Verdict::Fragmented, _) => format!(
+                "free what keeps {} of free memory apart; a backend that can move pages would have served this",
+                Bytes(stats.idle())
+            ),
+            (Verdict::WaitingForWork, _) => "let unfinished work complete, or give the request a deadline".to_string(),
+            _ => format!("free {} first", Bytes(self.request.rounded.saturating_sub(stats.idle()))),
+        }
+    }
+}
+
+impl fmt::Display for OomReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (request, stats) = (&self.request, &self.stats);
+        writeln!(
+            f,
+            "out of memory: {} for {} at {}",
+            Bytes(request.requested),
+            if request.tag.is_empty() { "(no tag)" } else { &request.tag },
+            request.site
+        )?;
+        writeln!(f, "  why       {}", self.verdict())?;
+        writeln!(f, "  remedy    {}", self.remedy())?;
+        write!(f, "  pool      {} of {}", request.pool_name, self.backend)?;
+        match self.limit {
+            Some(limit) => writeln!(f, ", limit {}", Bytes(limit))?,
+            None => writeln!(f, ", no limit")?,
+        }
+        writeln!(
+            f,
+            "  memory    live {} in {} blocks, pending {}, idle {}, reserved {} (peak {})",
+            Bytes(stats.live.current),
+            stats.blocks.current,
+            Bytes(stats.pending.current),
+            Bytes(stats.idle()),
+            Bytes(stats.reserved.current),
+            Bytes(stats.reserved.peak)
+        )?;
+        writeln!(
+            f,
+            "  free      largest block {}, idle in other pools {}",
+            Bytes(self.largest_free),
+            Bytes(self.idle_elsewhere)
+        )?;
+        if let Some(budget) = self.budget {
+            writeln!(f, "  device    {} free of {}", Bytes(budget.free), Bytes(budget.total))?;
+        }
+        for (at, holder) in self.holders.iter().enumerate() {
+            let tag = if holder.tag.is_empty() { "(no tag)" } else { &holder.tag };
+            let title = if at == 0 { "held by" } else { "" };
+            writeln!(f, "  {title:<9} {:>12} in {:>6} blocks  {tag}", Bytes(holder.live).to_string(), holder.blocks)?;
+        }
+        for (at, step) in self.trail.iter().enumerate() {
+            let title = if at == 0 { "tried" } else { "" };
+            writeln!(f, "  {title:<9} {:<26} {}", step.rung, step.outcome)?;
+        }
+        Ok(())
+    }
+}
