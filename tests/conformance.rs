@@ -1,0 +1,301 @@
+//! One suite for every backend: what the contract of `larder::backend` promises, and that its misuse is an error.
+//!
+//! Knows of a backend only its capabilities, and how to make one. A row in [`rows`] is a backend.
+#![allow(unsafe_code)]
+
+#[path = "conformance/misuse.rs"]
+mod misuse;
+#[path = "conformance/pages.rs"]
+mod pages;
+#[path = "conformance/segments.rs"]
+mod segments;
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use larder::backend::host::System;
+#[cfg(unix)]
+use larder::backend::host::{HugePages, Mmap, MmapConfig};
+use larder::backend::{Backend, BackendError, Capabilities, Region, Span};
+use larder::ids::{EventId, RegionId, StreamId};
+use larder::units::MIB;
+
+/// Reads and writes memory at addresses that a backend gave, where the CPU can.
+trait Touch: Sync {
+    /// Sets `size` bytes at `address`.
+    fn write(&self, address: u64, size: u64, byte: u8);
+    /// The byte at `address`; `None` where the CPU cannot see it.
+    fn read(&self, address: u64) -> Option<u8>;
+}
+
+/// Memory of the host.
+struct Cpu;
+
+impl Touch for Cpu {
+    fn write(&self, address: u64, size: u64, byte: u8) {
+        let pointer = std::ptr::with_exposed_provenance_mut::<u8>(address as usize);
+        // SAFETY: the suite writes only to spans that are backed and that it has to itself.
+        unsafe { pointer.write_bytes(byte, size as usize) }
+    }
+
+    fn read(&self, address: u64) -> Option<u8> {
+        let pointer = std::ptr::with_exposed_provenance::<u8>(address as usize);
+        // SAFETY: the suite reads only from spans that are backed, and memory of hosts is initialised.
+        Some(unsafe { pointer.read_volatile() })
+    }
+}
+
+/// What fresh memory of a row holds.
+#[derive(Clone, Copy, PartialEq)]
+enum Fresh {
+    Zero,
+}
+
+struct Row {
+    name: &'static str,
+    make: fn() -> Box<dyn Backend>,
+    touch: &'static dyn Touch,
+    fresh: Option<Fresh>,
+}
+
+fn rows() -> Vec<Row> {
+    let zero = Some(Fresh::Zero);
+    vec![
+        Row { name: "system", make: || Box::new(System::new()), touch: &Cpu, fresh: zero },
+        #[cfg(unix)]
+        Row { name: "mmap", make: || mmap(MmapConfig::default()), touch: &Cpu, fresh: zero },
+        #[cfg(unix)]
+        Row {
+            name: "mmap, small pages",
+            make: || mmap(MmapConfig { page: MIB / 16, huge_pages: HugePages::Never, ..Default::default() }),
+            touch: &Cpu,
+            fresh: zero,
+        },
+        #[cfg(unix)]
+        Row {
+            name: "mmap, large pages, touched by three threads",
+            make: || {
+                let pretouch = std::num::NonZeroUsize::new(3);
+                mmap(MmapConfig { page: 4 * MIB, region_max: Some(512 * MIB), pretouch, ..Default::default() })
+            },
+            touch: &Cpu,
+            fresh: zero,
+        },
+    ]
+}
+
+#[cfg(unix)]
+fn mmap(config: MmapConfig) -> Box<dyn Backend> {
+    Box::new(Mmap::new(config).unwrap())
+}
+
+/// A backend under test, with what is known about it.
+struct Subject<'a> {
+    backend: &'a dyn Backend,
+    touch: &'a dyn Touch,
+    fresh: Option<Fresh>,
+    able: Capabilities,
+}
+
+impl<'a> Subject<'a> {
+    fn new(backend: &'a dyn Backend, row: &'a Row) -> Self {
+        Subject { backend, touch: row.touch, fresh: row.fresh, able: backend.capabilities() }
+    }
+
+    /// Bytes of a page; only asked where there are pages.
+    fn page(&self) -> u64 {
+        self.able.page.unwrap()
+    }
+
+    fn pages(&self, region: Region, first: u64, count: u64) -> Span {
+        Span { region: region.id, offset: first * self.page(), size: count * self.page() }
+    }
+
+    fn reserve_pages(&self, count: u64) -> Region {
+        let region = self.backend.reserve(count * self.page()).unwrap();
+        assert_eq!((region.base % self.able.base_align, region.size), (0, count * self.page()));
+        region
+    }
+
+    /// Waits until all work so far is complete, as the contract asks before memory goes away.
+    fn settle(&self) {
+        let event = self.backend.record(StreamId(0)).unwrap();
+        assert!(self.backend.host_wait(event, None).unwrap());
+        assert!(self.backend.done(event).unwrap());
+        self.backend.forget(event);
+    }
+
+    fn zero(&self, region: Region, offset: u64, size: u64) {
+        self.backend.zero(StreamId(0), Span { region: region.id, offset, size }).unwrap();
+        self.settle();
+    }
+
+    fn expect(&self, region: Region, offset: u64, byte: u8) {
+        if let Some(found) = self.touch.read(region.base + offset) {
+            assert_eq!(found, byte, "at {offset} of {}", region.id);
+        }
+    }
+
+    /// Fresh memory can be read; where it must be zero, it is.
+    fn expect_fresh(&self, region: Region, offset: u64) {
+        let found = self.touch.read(region.base + offset);
+        assert!(self.fresh.is_none() || found.is_none_or(|byte| byte == 0), "{found:?} at {offset} of {}", region.id);
+    }
+
+    fn fill(&self, span: Span, region: Region, byte: u8) {
+        self.touch.write(region.base + span.offset, span.size, byte);
+        self.expect(region, span.offset, byte);
+        self.expect(region, span.offset + span.size - 1, byte);
+    }
+}
+
+/// Everything that a well-behaved caller may rely on.
+fn conform(subject: &Subject<'_>) {
+    capabilities_agree(subject);
+    budget_is_sane(subject);
+    events_and_streams(subject);
+    if subject.able.page.is_some() {
+        pages::conform(subject);
+    } else {
+        segments::conform(subject);
+    }
+    too_large_then_normal(subject);
+    budget_is_sane(subject);
+}
+
+fn capabilities_agree(subject: &Subject<'_>) {
+    let able = subject.able;
+    assert_eq!(able, subject.backend.capabilities(), "constant");
+    assert!(!able.name.is_empty());
+    assert!(able.base_align.is_power_of_two() && able.quantum.is_power_of_two() && able.quantum <= able.base_align);
+    assert!(able.remap || !able.alias, "alias is a kind of remap");
+    assert!(able.page.is_some() || !able.remap, "only pages are remapped");
+    if let Some(page) = able.page {
+        assert!(page.is_power_of_two() && page >= able.quantum && page <= able.region_max);
+        assert_eq!(able.region_max % page, 0);
+    }
+    let (span, nothing) = (Span { region: RegionId(0), offset: 0, size: 4096 }, "Unsupported expected");
+    let unsupported = |result: Result<(), BackendError>| {
+        assert!(matches!(result, Err(BackendError::Unsupported { backend, .. }) if backend == able.name), "{nothing}");
+    };
+    if able.page.is_some() {
+        unsupported(subject.backend.grow_segment(4096).map(drop));
+    } else {
+        unsupported(subject.backend.reserve(4096).map(drop));
+        unsupported(subject.backend.back(span));
+        unsupported(subject.backend.unback(span));
+    }
+    if !able.remap {
+        unsupported(subject.backend.remap(span, span));
+    }
+}
+
+fn budget_is_sane(subject: &Subject<'_>) {
+    if let Some(budget) = subject.backend.budget().unwrap() {
+        assert!(budget.free <= budget.total && budget.total > 0, "{budget:?}");
+    }
+}
+
+fn events_and_streams(subject: &Subject<'_>) {
+    let backend = subject.backend;
+    let events: Vec<EventId> = (0..100).map(|_| backend.record(StreamId(0)).unwrap()).collect();
+    assert_eq!(events.iter().collect::<BTreeSet<_>>().len(), events.len(), "each has its own name");
+    assert!(backend.host_wait(events[99], Some(Duration::from_secs(10))).unwrap());
+    for event in events {
+        assert!(backend.done(event).unwrap(), "the last is done, so all before it are");
+        backend.forget(event);
+    }
+    if !subject.able.streams {
+        assert!(matches!(backend.open_stream(), Err(BackendError::Unsupported { .. })));
+        return;
+    }
+    let (one, two) = (backend.open_stream().unwrap(), backend.open_stream().unwrap());
+    assert!(one != two && one != StreamId(0) && two != StreamId(0));
+    let event = backend.record(one).unwrap();
+    backend.stream_wait(two, event).unwrap();
+    let after = backend.record(two).unwrap();
+    assert!(backend.host_wait(after, None).unwrap() && backend.done(event).unwrap());
+    backend.forget(event);
+    backend.forget(after);
+    backend.close_stream(one);
+    backend.close_stream(two);
+}
+
+fn check_zero(subject: &Subject<'_>, region: Region) {
+    let size = region.size;
+    for (offset, length) in [(0, size), (4, 4), (size / 2 - 8, 16), (size - 4, 4), (256, size / 2)] {
+        subject.touch.write(region.base, size, 0xA5);
+        subject.zero(region, offset, length);
+        for inside in [offset, offset + length / 2, offset + length - 1] {
+            subject.expect(region, inside, 0);
+        }
+        for outside in [offset.checked_sub(1), Some(offset + length).filter(|end| *end < size)].into_iter().flatten() {
+            subject.expect(region, outside, 0xA5);
+        }
+    }
+}
+
+fn grow(subject: &Subject<'_>, size: u64) -> Region {
+    let region = subject.backend.grow_segment(size).unwrap();
+    assert!(region.size >= size && region.base % subject.able.base_align == 0, "{region:?}");
+    assert_eq!(region.size % subject.able.quantum, 0, "{region:?}");
+    subject.expect_fresh(region, 0);
+    subject.expect_fresh(region, region.size - 1);
+    region
+}
+
+fn too_large_then_normal(subject: &Subject<'_>) {
+    let paged = subject.able.page.is_some();
+    let ask = |size| if paged { subject.backend.reserve(size) } else { subject.backend.grow_segment(size) };
+    for size in [1 << 50, u64::MAX, u64::MAX - subject.able.base_align + 1, 1 << 63, 0] {
+        let error = ask(size).expect_err("nobody has this");
+        assert!(!matches!(error, BackendError::Unsupported { .. } | BackendError::Lost { .. }), "{size}: {error}");
+        let region = ask(subject.able.page.unwrap_or(4096)).unwrap();
+        subject.backend.release(region.id).unwrap();
+    }
+}
+
+/// Numbers that look random (splitmix64).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        (mixed ^ (mixed >> 31)) % bound
+    }
+}
+
+#[test]
+fn every_backend_keeps_the_contract() {
+    for row in rows() {
+        println!("{}", row.name);
+        let backend = (row.make)();
+        conform(&Subject::new(&*backend, &row));
+    }
+}
+
+#[test]
+fn every_backend_refuses_misuse() {
+    for row in rows() {
+        println!("{}", row.name);
+        let backend = (row.make)();
+        misuse::refused(&Subject::new(&*backend, &row));
+    }
+}
+
+#[test]
+fn a_backend_that_is_dropped_takes_its_regions_along() {
+    for row in rows() {
+        let backend = (row.make)();
+        let subject = Subject::new(&*backend, &row);
+        if subject.able.page.is_some() {
+            let region = subject.reserve_pages(2);
+            backend.back(subject.pages(region, 1, 1)).unwrap();
+        } else {
+            grow(&subject, MIB);
+        }
+    }
+}
