@@ -2,4 +2,5 @@
 
 pub mod backend;
 pub mod ids;
+pub mod trace;
 pub mod units;
