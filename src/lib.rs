@@ -1,5 +1,6 @@
 //! A caching memory allocator for host and device memory.
 
+pub mod allocator;
 pub mod backend;
 pub mod fence;
 pub mod heap;
@@ -7,4 +8,10 @@ pub mod ids;
 pub mod policy;
 pub mod snapshot;
 pub mod stats;
+pub mod trace;
 pub mod units;
+
+pub use allocator::{AllocError, Allocator, Any, Block, Host, Memory, Request, Simulated, Stream, tag};
+pub use policy::{Config, PoolConfig};
+pub use snapshot::OomReport;
+pub use stats::Stats;

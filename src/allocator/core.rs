@@ -261,7 +261,10 @@ pub(crate) struct Slow {
 /// Everything behind the handles of one backend.
 pub(crate) struct Core {
     pub backend: Box<dyn Backend>,
+    /// What the backend can do and the config allows.
     pub caps: Capabilities,
+    /// Whether the backend leaves moved pages mapped at their old address although the config does not want it.
+    pub unmap_moved: bool,
     pub config: RwLock<Config>,
     pub quantum: u64,
     pools: Box<[OnceLock<Pool>]>,
@@ -283,11 +286,13 @@ impl Core {
     pub(crate) fn new(backend: Box<dyn Backend>, config: Config) -> Result<Core, AllocError> {
         config.validate()?;
         let mut caps = backend.capabilities();
+        let unmap_moved = caps.alias && !config.alias;
         caps.alias &= config.alias;
         let quantum = config.quantum.unwrap_or(caps.quantum).max(caps.quantum.min(16));
         let core = Core {
             backend,
             caps,
+            unmap_moved,
             quantum,
             config: RwLock::new(config),
             pools: (0..POOLS_MAX).map(|_| OnceLock::new()).collect(),

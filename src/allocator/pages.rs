@@ -161,6 +161,9 @@ fn cut_chunks(state: &mut State, claim: &Claim, held: &[u32]) -> Vec<Chunk> {
 fn call_driver(core: &Core, chunks: &[Chunk]) -> (usize, Option<BackendError>) {
     for (at, chunk) in chunks.iter().enumerate() {
         let result = match chunk.from_span {
+            Some(from) if core.unmap_moved => {
+                core.backend.remap(from, chunk.to_span).and_then(|()| core.backend.unback(from))
+            }
             Some(from) => core.backend.remap(from, chunk.to_span),
             None => core.backend.back(chunk.to_span),
         };
