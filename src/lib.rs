@@ -5,6 +5,7 @@ pub mod backend;
 pub mod fence;
 pub mod heap;
 pub mod ids;
+pub mod native;
 pub mod policy;
 pub mod snapshot;
 pub mod stats;

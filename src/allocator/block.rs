@@ -77,8 +77,7 @@ impl<M: Memory> Block<M> {
     }
 
     /// Says that `stream` uses this block too, from now until it is dropped: its bytes are reused only behind that
-    /// stream's work as of the drop. A stream of another allocator is refused by panic in no case: it is ignored, since
-    /// it cannot touch this memory.
+    /// stream's work as of the drop. A stream of another allocator is ignored: it cannot touch this memory.
     pub fn used_on(&self, stream: &Stream) {
         if let Some(home) = &self.home
             && stream.belongs_to(&home.core)
@@ -94,10 +93,6 @@ impl<M: Memory> Block<M> {
 
     pub(super) fn cast<N: Memory>(mut self) -> Block<N> {
         Block { home: self.home.take(), address: self.address, requested: self.requested, kind: PhantomData }
-    }
-
-    pub(super) fn core(&self) -> Option<&Arc<Core>> {
-        self.home.as_ref().map(|home| &home.core)
     }
 }
 

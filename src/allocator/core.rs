@@ -496,7 +496,13 @@ fn check_pool(pool: &Pool) -> Result<u64, String> {
         }
     }
     let stats = pool.meter.read();
-    let said = [stats.live.current, stats.requested.current, stats.blocks.current, stats.reserved.current, stats.pending.current];
+    let said = [
+        stats.live.current,
+        stats.requested.current,
+        stats.blocks.current,
+        stats.reserved.current,
+        stats.pending.current,
+    ];
     let is = [live, requested, blocks, backed, state.heap.pending()];
     if said != is {
         return Err(format!("live, requested, blocks, reserved, pending are said to be {said:?}, a walk finds {is:?}"));

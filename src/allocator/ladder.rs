@@ -96,9 +96,11 @@ impl<'a> Climb<'a> {
     /// Whether the config wants an error at once and the figures say that only a free could help.
     fn fails_fast(&self) -> bool {
         self.on_limit == OnLimit::FailFast
-            && self.core.room(self.id).1.is_some_and(|limit| {
-                self.pool.meter.read().live.current.saturating_add(self.need.size) > limit
-            })
+            && self
+                .core
+                .room(self.id)
+                .1
+                .is_some_and(|limit| self.pool.meter.read().live.current.saturating_add(self.need.size) > limit)
     }
 
     fn over_limit(&self) -> Outcome {

@@ -30,6 +30,7 @@ use std::panic::Location;
 use std::sync::Arc;
 use std::time::Duration;
 
+use self::core::Core;
 use crate::backend::host::{MmapConfig, System};
 use crate::backend::sim::{Sim, SimConfig};
 use crate::backend::{Backend, Capabilities};
@@ -37,7 +38,6 @@ use crate::ids::PoolId;
 use crate::policy::{Config, ConfigError, PoolConfig};
 use crate::snapshot::Snapshot;
 use crate::stats::Stats;
-use self::core::Core;
 
 pub use block::Block;
 pub use error::AllocError;
@@ -110,7 +110,10 @@ impl Allocator<Host> {
     /// # Errors
     /// A config that contradicts itself; a system that refuses addresses.
     pub fn host(config: Config) -> Result<Self, AllocError> {
-        Self::host_mmap(MmapConfig { page: config.page.unwrap_or(MmapConfig::default().page), ..MmapConfig::default() }, config)
+        Self::host_mmap(
+            MmapConfig { page: config.page.unwrap_or(MmapConfig::default().page), ..MmapConfig::default() },
+            config,
+        )
     }
 
     /// As [`Allocator::host`], with choices about huge pages, pre-touch and addresses.

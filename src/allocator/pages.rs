@@ -31,7 +31,10 @@ pub(super) enum Filled {
     /// No stretch of addresses is large enough.
     NoWindow,
     /// So many bytes of pages are needed, so many can be had.
-    TooFew { needed: u64, found: u64 },
+    TooFew {
+        needed: u64,
+        found: u64,
+    },
     /// The backend refused.
     Refused(BackendError),
 }
@@ -45,7 +48,13 @@ struct Chunk {
 }
 
 /// Serves a request in a window of free and unbacked addresses.
-pub(super) fn fill_window(core: &Core, id: PoolId, need: &Need, slow: &mut Slow, how: Filling) -> Result<Filled, BackendError> {
+pub(super) fn fill_window(
+    core: &Core,
+    id: PoolId,
+    need: &Need,
+    slow: &mut Slow,
+    how: Filling,
+) -> Result<Filled, BackendError> {
     let pool = core.pool(id);
     ensure_region(core, id)?;
     let mut guard = pool.state.lock();
@@ -63,8 +72,10 @@ pub(super) fn fill_window(core: &Core, id: PoolId, need: &Need, slow: &mut Slow,
         abandon(state, &claim);
         return Ok(Filled::TooFew { needed: window.missing, found: found.saturating_add(how.grow_max) });
     }
-    let held: Vec<u32> =
-        sources.iter().map(|source| state.heap.hold(source.index, source.start, source.size, &mut state.clocks)).collect();
+    let held: Vec<u32> = sources
+        .iter()
+        .map(|source| state.heap.hold(source.index, source.start, source.size, &mut state.clocks))
+        .collect();
     let pairs = missing_pairs(state, need.stream, claim.held.iter().chain(&held));
     let chunks = cut_chunks(state, &claim, &held);
     drop(guard);

@@ -78,7 +78,8 @@ fn holders(state: &State) -> Vec<TagRecord> {
 impl Core {
     /// Sums over all pools. The peaks of live, requested and active are bounds; that of reserved is exact.
     pub(crate) fn total_stats(&self) -> Stats {
-        let mut stats = self.pools().map(|pool| pool.meter.read()).fold(Stats::default(), |sum, stats| sum.plus(&stats));
+        let mut stats =
+            self.pools().map(|pool| pool.meter.read()).fold(Stats::default(), |sum, stats| sum.plus(&stats));
         stats.reserved.peak = self.reserved_peak.load(std::sync::atomic::Ordering::Relaxed);
         stats
     }
@@ -101,7 +102,8 @@ impl Core {
         let (regions, tags, stats, largest_free, stranded) = {
             let state = pool.state.lock();
             let places: Vec<u16> = state.heap.places().collect();
-            let regions: Vec<(RegionRecord, Vec<RawBlock>)> = places.iter().map(|place| copy_region(&state, *place)).collect();
+            let regions: Vec<(RegionRecord, Vec<RawBlock>)> =
+                places.iter().map(|place| copy_region(&state, *place)).collect();
             let stranded = places.iter().map(|place| stranded(&state, *place)).sum();
             (regions, holders(&state), pool.meter.read(), state.heap.largest_free(), stranded)
         };
@@ -130,8 +132,13 @@ struct RawBlock {
 
 fn copy_region(state: &State, place: u16) -> (RegionRecord, Vec<RawBlock>) {
     let (size, page) = state.heap.extent(place);
-    let record =
-        RegionRecord { id: state.heap.region(place), base: state.bases[place as usize], size, page, blocks: Vec::new() };
+    let record = RegionRecord {
+        id: state.heap.region(place),
+        base: state.bases[place as usize],
+        size,
+        page,
+        blocks: Vec::new(),
+    };
     let copy = |view: BlockView<Note>| {
         let waits_for = match view.state {
             HeapState::Live if view.note.is_shared() => state.users.get(&view.id.index).cloned().unwrap_or_default(),

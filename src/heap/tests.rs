@@ -7,7 +7,9 @@ impl Fences for NoFences {
     fn join(&mut self, a: FenceId, _: FenceId) -> FenceId {
         a
     }
-    fn simplify(&mut self, f: FenceId) -> FenceId { f }
+    fn simplify(&mut self, f: FenceId) -> FenceId {
+        f
+    }
     fn copy(&mut self, f: FenceId) -> FenceId {
         f
     }

@@ -42,11 +42,13 @@
 //! # Ok::<(), larder::trace::TraceError>(())
 //! ```
 
+mod cpu_time;
 mod error;
 mod lines;
 pub mod models;
 mod program;
 mod read;
+pub mod replay;
 mod write;
 
 use std::sync::Arc;
