@@ -110,7 +110,7 @@ impl<'a> Climb<'a> {
     /// Rungs 1 to 9.
     fn under_slow_lock(&mut self) -> Climbed {
         let mut slow = self.core.slow.lock();
-        if let Some(grant) = self.to_the_limit(&mut slow)? {
+        if let Some(grant) = self.up_to_limit(&mut slow)? {
             return Ok(Some(grant));
         }
         // What the soft limit kept back is given before anything harder is tried, unless hooks may help.
@@ -127,7 +127,7 @@ impl<'a> Climb<'a> {
     }
 
     /// Rungs 1 to 8.
-    fn to_the_limit(&mut self, slow: &mut Slow) -> Climbed {
+    fn up_to_limit(&mut self, slow: &mut Slow) -> Climbed {
         let rungs = [Self::reuse, Self::poll, Self::grow_within_slack, Self::remap, Self::wait, Self::grow];
         for rung in rungs {
             if let Some(grant) = rung(self, slow)? {
@@ -385,7 +385,7 @@ impl<'a> Climb<'a> {
             return Ok(None);
         }
         self.note(Rung::HostWait, Outcome::Freed { bytes: 0 });
-        self.to_the_limit(slow)
+        self.up_to_limit(slow)
     }
 
     fn hooks(&mut self) -> Climbed {
