@@ -312,7 +312,7 @@ impl Meter {
     pub fn read(&self) -> Stats {
         loop {
             let before = self.sequence.load(Acquire);
-            if before % 2 == 0 {
+            if before.is_multiple_of(2) {
                 let stats = self.read_now();
                 fence(Acquire);
                 if self.sequence.load(Relaxed) == before {

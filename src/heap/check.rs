@@ -57,7 +57,7 @@ impl<N: Copy + Default> Heap<N> {
                 if matches!(record.state, State::Void | State::Filling | State::Retired) {
                     let page = place.page.unwrap_or(0);
                     ensure!(page > 0, "b{index} is {:?} in a segment", record.state);
-                    let whole = align_down(record.offset, page) == record.offset && record.size % page == 0;
+                    let whole = align_down(record.offset, page) == record.offset && record.size.is_multiple_of(page);
                     ensure!(whole, "b{index} is {:?} but not whole pages", record.state);
                 }
                 seen += 1;

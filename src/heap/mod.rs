@@ -268,7 +268,7 @@ impl<N: Copy + Default> Heap<N> {
             for index in self.list(self.free.head(b)) {
                 let record = &self.table[index];
                 let start = align_up(record.offset, align);
-                if !start.is_some_and(|start| start - record.offset + size <= record.size) {
+                if start.is_none_or(|start| start - record.offset + size > record.size) {
                     continue;
                 }
                 let candidate = (waits(fences, record.fence), record.size, record.offset, index);

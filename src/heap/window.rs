@@ -73,10 +73,10 @@ impl<N: Copy + Default> Heap<N> {
         while let Some(b) = bin {
             let mut index = self.voids.head(b);
             while index != 0 {
-                if let Some(window) = self.window_around(index, size, align, access, fences) {
-                    if best.is_none_or(|best| key(&window, prefer) < key(&best, prefer)) {
-                        best = Some(window);
-                    }
+                if let Some(window) = self.window_around(index, size, align, access, fences)
+                    && best.is_none_or(|best| key(&window, prefer) < key(&best, prefer))
+                {
+                    best = Some(window);
                 }
                 index = self.table[index].bin_next;
             }

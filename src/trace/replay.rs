@@ -267,7 +267,7 @@ pub fn least_capacity(trace: &Trace, config: &ReplayConfig, mut each: impl FnMut
     let passes = |pages: u64, each: &mut dyn FnMut(u64) -> bool| {
         let mut config = config.clone();
         config.capacity = Some(pages * page);
-        replay(trace, &config, |done| each(done)).is_ok()
+        replay(trace, &config, &mut *each).is_ok()
     };
     let mut low = align_up(trace.peak_requested(), page)? / page;
     let mut high = (low + low / 64).max(low + 1);
