@@ -140,7 +140,7 @@ impl<'a> Player<'a> {
     }
 
     #[inline]
-    fn op(&mut self, op: &Op) -> Result<(), AllocError> {
+    pub fn op(&mut self, op: &Op) -> Result<(), AllocError> {
         match *op {
             Op::Alloc { slot, bytes, stream, align_log2, tag, pool } => {
                 let mut request = self.allocator.request(bytes).align(1 << align_log2);
