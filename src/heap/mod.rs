@@ -75,6 +75,8 @@ pub struct Heap<N> {
     voids: Bins,
     places: Vec<Option<Place>>,
     pending: u64,
+    /// Blocks of at least so many bytes are cut from the end of a free block, smaller ones from its front.
+    large: u64,
 }
 
 impl<N: Copy + Default> Heap<N> {
@@ -91,6 +93,7 @@ impl<N: Copy + Default> Heap<N> {
             voids: Bins::new(),
             places: Vec::new(),
             pending: 0,
+            large: u64::MAX,
         }
     }
 
@@ -117,7 +120,11 @@ impl<N: Copy + Default> Heap<N> {
         (record.region, record.fence) = (slot, FenceId::NONE);
         self.places[place] = Some(Place { id, size, page, first: index, last: index });
         match page {
-            Some(_) => self.insert_void(index),
+            Some(page) => {
+                // Small blocks at one end and large ones at the other leave fewer pages that are partly live.
+                self.large = page;
+                self.insert_void(index);
+            }
             None => self.insert_free(index),
         }
         Some(slot)
@@ -153,12 +160,14 @@ impl<N: Copy + Default> Heap<N> {
     /// usable when others of like size are not ([`Heap::take_thorough`] does not).
     #[inline]
     pub fn take(&mut self, size: u64, access: Access, fences: &mut impl Fences) -> Option<u32> {
-        let index = self.find(size, access, fences)?;
+        let mut index = self.find(size, access, fences)?;
         self.remove_free(index);
-        if self.table[index].size > size {
+        if self.table[index].size == size {
+            fences.release(self.table[index].fence);
+        } else if size < self.large {
             self.split_front(index, size);
         } else {
-            fences.release(self.table[index].fence);
+            index = self.split_back(index, size);
         }
         self.table[index].state = State::Live;
         Some(index)
@@ -526,6 +535,15 @@ impl<N: Copy + Default> Heap<N> {
         let rest = self.cut(index, size);
         self.table[rest].fence = self.table[index].fence;
         self.insert_free(rest);
+    }
+
+    /// Cuts `size` bytes off the end of the block `index`, which is in no bin, and answers them. The rest becomes a free block with
+    /// its fence.
+    #[inline]
+    fn split_back(&mut self, index: u32, size: u64) -> u32 {
+        let taken = self.cut(index, self.table[index].size - size);
+        self.insert_free(index);
+        taken
     }
 
     /// Cuts the block `index` after `size` bytes into two neighbours; the second's state and fence are the caller's to set.

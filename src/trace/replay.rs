@@ -140,6 +140,10 @@ impl<'a> Player<'a> {
     }
 
     #[inline]
+    /// Plays one event.
+    ///
+    /// # Errors
+    /// What the allocator says.
     pub fn op(&mut self, op: &Op) -> Result<(), AllocError> {
         match *op {
             Op::Alloc { slot, bytes, stream, align_log2, tag, pool } => {
