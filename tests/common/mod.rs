@@ -1,6 +1,8 @@
 //! What the laws share: reproducible chance, and whether to run long.
 #![allow(dead_code)]
 
+pub mod world;
+
 /// splitmix64: the same seed gives the same numbers everywhere.
 #[derive(Clone, Debug)]
 pub struct Rng(u64);
