@@ -332,8 +332,8 @@ impl Meter {
             active: Gauge {
                 current: live.current.wrapping_add(pending.current),
                 peak: self.active_peak.get(),
-                allocated: live.allocated,
-                freed: live.freed.wrapping_sub(pending.current),
+                allocated: live.allocated.wrapping_add(pending.allocated),
+                freed: live.freed.wrapping_add(pending.freed),
             },
             reserved: self.reserved.gauge(),
             blocks: self.blocks.gauge(),

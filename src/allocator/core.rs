@@ -192,6 +192,14 @@ impl State {
         }
     }
 
+    /// Whether a live block is used on a stream. Linear in the number of blocks.
+    pub(crate) fn is_used_on(&self, stream: StreamId) -> bool {
+        let own =
+            |block: crate::heap::BlockView<Note>| block.state == BlockState::Live && block.note.stream() == stream;
+        self.users.values().any(|users| users.contains(&stream))
+            || self.heap.places().any(|place| self.heap.blocks(place).any(own))
+    }
+
     /// Whether it is time to look for completed work.
     #[inline]
     fn poll_is_due(&mut self) -> bool {
