@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::cpu_time::thread_cpu_time;
+pub use super::cpu_time::thread_cpu_time;
 use super::{Op, Trace};
 use crate::allocator::{AllocError, Allocator, Any, Block, Stream, TagId};
 use crate::backend::sim::{Lag, Sim, SimConfig, SimCounters, SimMemory};
