@@ -90,12 +90,18 @@ impl Clocks {
         clocks
     }
 
+    #[inline]
     fn stream(&mut self, stream: StreamId) -> &mut StreamClock {
         let at = stream.0 as usize;
         if self.streams.len() <= at {
-            self.streams.resize_with(at + 1, StreamClock::default);
+            self.grow(at + 1);
         }
         &mut self.streams[at]
+    }
+
+    #[cold]
+    fn grow(&mut self, streams: usize) {
+        self.streams.resize_with(streams, StreamClock::default);
     }
 
     fn now(&self, stream: StreamId) -> Counter {

@@ -67,6 +67,19 @@ pub struct BlockView<N> {
     pub note: N,
 }
 
+/// What the owner of a block is told of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owned {
+    /// Its name.
+    pub id: BlockId,
+    /// The slot of its region in this heap.
+    pub place: u16,
+    /// Bytes from the start of the region.
+    pub offset: u64,
+    /// Bytes.
+    pub size: u64,
+}
+
 /// Blocks in regions of address space. `N` is what the owner of a live block notes on it.
 pub struct Heap<N> {
     quantum_shift: u32,
@@ -366,6 +379,14 @@ impl<N: Copy + Default> Heap<N> {
     #[inline]
     pub fn id(&self, index: u32) -> BlockId {
         self.table.id(index)
+    }
+
+    /// What a block is, and its note to change.
+    #[inline]
+    pub fn owned(&mut self, index: u32) -> (Owned, &mut N) {
+        let record = &mut self.table[index];
+        let id = BlockId { index, generation: record.generation };
+        (Owned { id, place: record.region, offset: record.offset, size: record.size }, &mut record.note)
     }
 
     /// The note of a block.

@@ -121,11 +121,13 @@ impl<'a> Player<'a> {
     /// # Errors
     /// The first request that could not be served. What is live stays live.
     pub fn play(&mut self, step: u64, mut each: impl FnMut(u64) -> bool) -> Result<(), Stopped> {
-        let mut done = 0;
+        let (mut done, mut left) = (0, step);
         for op in self.trace.ops() {
             if !matches!(op, Op::Mark { .. }) {
                 done += 1;
-                if done % step == 0 {
+                left -= 1;
+                if left == 0 {
+                    left = step;
                     if let Some(sim) = &self.sim {
                         sim.advance(step);
                     }
