@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::cpu_time::thread_cpu_time;
+pub use super::cpu_time::thread_cpu_time;
 use super::{Op, Trace};
 use crate::allocator::{AllocError, Allocator, Any, Block, Stream, TagId};
 use crate::backend::sim::{Lag, Sim, SimConfig, SimCounters, SimMemory};
@@ -121,11 +121,13 @@ impl<'a> Player<'a> {
     /// # Errors
     /// The first request that could not be served. What is live stays live.
     pub fn play(&mut self, step: u64, mut each: impl FnMut(u64) -> bool) -> Result<(), Stopped> {
-        let mut done = 0;
+        let (mut done, mut left) = (0, step);
         for op in self.trace.ops() {
             if !matches!(op, Op::Mark { .. }) {
                 done += 1;
-                if done % step == 0 {
+                left -= 1;
+                if left == 0 {
+                    left = step;
                     if let Some(sim) = &self.sim {
                         sim.advance(step);
                     }
