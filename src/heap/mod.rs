@@ -184,8 +184,8 @@ impl<N: Copy + Default> Heap<N> {
         let fence = record.fence;
         if fence.is_shared() {
             self.pending -= size;
-            fences.release(fence);
         }
+        fences.release(fence);
         unlink(&mut self.table, &mut self.free, bin, index);
         Some(index)
     }
