@@ -170,6 +170,10 @@ impl State {
         tag.live -= size;
         tag.blocks -= 1;
         meter.took_back(size - u64::from(note.padding), size, self.heap.pending());
+        if meter.is_idle() {
+            // The next request finds nothing live: a good moment for what is done then only.
+            self.until_poll = 1;
+        }
     }
 
     fn use_on(&mut self, id: BlockId, stream: StreamId) {
@@ -196,9 +200,9 @@ impl State {
             || self.heap.places().any(|place| self.heap.blocks(place).any(own))
     }
 
-    /// Whether it is time to look for completed work.
+    /// Whether it is time to look for completed work and the like.
     #[inline]
-    fn poll_is_due(&mut self) -> bool {
+    fn care_is_due(&mut self) -> bool {
         self.until_poll -= 1;
         if self.until_poll > 0 {
             return false;
@@ -376,13 +380,13 @@ impl Core {
     #[inline]
     pub(crate) fn alloc(&self, id: PoolId, pool: &Pool, need: &Need) -> Result<Grant, AllocError> {
         let mut state = pool.state.lock();
+        if state.care_is_due() {
+            drop(state);
+            self.care(id, need.stream);
+            state = pool.state.lock();
+        }
         if let Some(index) = state.take(need) {
-            let grant = state.grant(index, need, &pool.meter);
-            if state.poll_is_due() {
-                drop(state);
-                self.poll_if_idle(id);
-            }
-            return Ok(grant);
+            return Ok(state.grant(index, need, &pool.meter));
         }
         drop(state);
         ladder::climb(self, id, need)

@@ -73,12 +73,20 @@ pub(crate) struct Retirement {
 }
 
 impl Core {
-    /// Looks for completed work unless a slow call is under way, which does so itself.
+    /// What is worth doing now and then, unless a slow call is under way: looking for completed work, and bringing the pages of an idle
+    /// pool together.
     #[cold]
-    pub(crate) fn poll_if_idle(&self, id: PoolId) {
+    pub(crate) fn care(&self, id: PoolId, stream: StreamId) {
         let Some(mut slow) = self.slow.try_lock() else { return };
-        let useful = self.pool(id).state.lock().clocks.is_shared() || !slow.retired[usize::from(id.0)].is_empty();
-        if useful && let Err(error) = self.poll(id, &mut slow) {
+        let pool = self.pool(id);
+        let idle = pool.meter.is_idle() && self.caps.alias;
+        let waiting = pool.state.lock().clocks.is_shared() || !slow.retired[usize::from(id.0)].is_empty();
+        let cared = match idle || waiting {
+            true => self.poll(id, &mut slow),
+            false => Ok(()),
+        };
+        let cared = cared.and_then(|()| if idle { pages::retreat(self, id, stream, &mut slow) } else { Ok(()) });
+        if let Err(error) = cared {
             self.defer(error);
         }
     }
