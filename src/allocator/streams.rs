@@ -13,6 +13,9 @@ use crate::fence::Counter;
 use crate::ids::{EventId, PoolId, StreamId};
 use crate::stats::Count;
 
+/// Stream numbers have 15 bits here: notes and fences use the sixteenth to say "several streams".
+const STREAMS_MAX: u16 = 1 << 15;
+
 /// A stream of an allocator's device. Cheap to clone; when the last clone goes, the stream's number is given
 /// back once its work is complete.
 #[derive(Clone)]
@@ -281,6 +284,12 @@ impl Core {
         if self.lost.load(Relaxed) {
             return Err(BackendError::Lost { reason: "an earlier call found it lost".into() });
         }
-        Ok(Stream::new(self.clone(), self.backend.open_stream()?))
+        let id = self.backend.open_stream()?;
+        if id.0 >= STREAMS_MAX {
+            self.backend.close_stream(id);
+            let max = u64::from(STREAMS_MAX);
+            return Err(BackendError::TooLarge { call: "open_stream", requested: u64::from(id.0) + 1, max });
+        }
+        Ok(Stream::new(self.clone(), id))
     }
 }
