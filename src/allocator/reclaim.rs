@@ -219,6 +219,8 @@ impl Drop for Core {
                 return;
             }
             let _ = self.return_idle(id, &mut slow, u64::MAX);
+            let events = self.pool(id).state.lock().clocks.take_events();
+            events.into_iter().for_each(|event| self.backend.forget(event));
             if self.caps.page.is_some() {
                 let state = self.pool(id).state.lock();
                 let regions: Vec<_> = state
