@@ -267,7 +267,7 @@ fn zero_bytes_are_served_everywhere() {
             world.serve(1, 0, |request| request.align(align).zeroed()).unwrap();
             let block = &world.held[world.held.len() - 1].block;
             assert_eq!((block.len(), block.size(), block.id(), block.span()), (0, 0, None, None));
-            assert!(block.is_empty() && block.address() > 0 && block.address() % align == 0);
+            assert!(block.is_empty() && block.address() > 0 && block.address().is_multiple_of(align));
         }
         world.use_on(0, 0);
         assert_eq!(world.allocator.stats().reserved.peak, 0);
