@@ -286,6 +286,11 @@ impl Clocks {
         events.drain(..upto).map(|e| e.event).collect()
     }
 
+    /// Takes all events, of all streams, away.
+    pub fn take_events(&mut self) -> Vec<EventId> {
+        self.streams.iter_mut().flat_map(|stream| stream.events.drain(..)).map(|recorded| recorded.event).collect()
+    }
+
     fn event_clock(&self, stream: StreamId, event: EventId) -> Option<Clock> {
         let clock = self.streams.get(stream.0 as usize)?;
         clock.events.iter().find(|e| e.event == event).map(|e| e.clock.clone())

@@ -13,6 +13,9 @@ use crate::fence::Counter;
 use crate::ids::{EventId, PoolId, StreamId};
 use crate::stats::Count;
 
+/// Stream numbers have 15 bits here: notes and fences use the sixteenth to say "several streams".
+const STREAMS_MAX: u16 = 1 << 15;
+
 /// A stream of an allocator's device. Cheap to clone; when the last clone goes, the stream's number is given
 /// back once its work is complete.
 #[derive(Clone)]
@@ -70,6 +73,8 @@ pub(crate) struct Retirement {
     stream: StreamId,
     /// How many blocks must have come back before blocks are looked through again.
     look_at: u64,
+    /// Behind all that the stream was given, once nobody frees on it any more.
+    pub event: Option<EventId>,
 }
 
 impl Core {
@@ -226,16 +231,35 @@ impl Core {
 
     fn retire_streams(&self, slow: &mut Slow) -> Result<(), BackendError> {
         let abandoned = std::mem::take(&mut *self.abandoned.lock());
-        slow.retiring.extend(abandoned.into_iter().map(|stream| Retirement { stream, look_at: 0 }));
-        slow.retiring.retain_mut(|retirement| {
-            let busy = self.is_busy(retirement);
-            if !busy {
-                self.pools().for_each(|pool| pool.state.lock().clocks.closed(retirement.stream));
-                self.backend.close_stream(retirement.stream);
+        slow.retiring.extend(abandoned.into_iter().map(|stream| Retirement { stream, look_at: 0, event: None }));
+        let mut result = Ok(());
+        slow.retiring.retain_mut(|retirement| match self.retire(retirement) {
+            Ok(closed) => !closed,
+            Err(error) => {
+                result = Err(error);
+                true
             }
-            busy
         });
-        Ok(())
+        result
+    }
+
+    /// Closes a stream when an event recorded behind its last free is done. Answers whether it did.
+    fn retire(&self, retirement: &mut Retirement) -> Result<bool, BackendError> {
+        let stream = retirement.stream;
+        if retirement.event.is_none() {
+            if self.is_busy(retirement) {
+                return Ok(false);
+            }
+            retirement.event = Some(self.backend.record(stream)?);
+        }
+        let Some(event) = retirement.event else { return Ok(false) };
+        if !self.backend.done(event)? {
+            return Ok(false);
+        }
+        self.backend.forget(event);
+        self.pools().for_each(|pool| pool.state.lock().clocks.closed(stream));
+        self.backend.close_stream(stream);
+        Ok(true)
     }
 
     /// Whether a stream has unfinished work, or blocks that will come back on it. Looks through all blocks, but after a find only
@@ -268,6 +292,12 @@ impl Core {
         if self.lost.load(Relaxed) {
             return Err(BackendError::Lost { reason: "an earlier call found it lost".into() });
         }
-        Ok(Stream::new(self.clone(), self.backend.open_stream()?))
+        let id = self.backend.open_stream()?;
+        if id.0 >= STREAMS_MAX {
+            self.backend.close_stream(id);
+            let max = u64::from(STREAMS_MAX);
+            return Err(BackendError::TooLarge { call: "open_stream", requested: u64::from(id.0) + 1, max });
+        }
+        Ok(Stream::new(self.clone(), id))
     }
 }
