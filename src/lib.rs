@@ -2,6 +2,7 @@
 
 pub mod allocator;
 pub mod backend;
+pub mod diag;
 pub mod fence;
 pub mod heap;
 pub mod ids;
