@@ -50,7 +50,7 @@ impl Default for ReplayConfig {
 #[derive(Debug, thiserror::Error)]
 #[error("at event {event}: {error}")]
 pub struct Stopped {
-    /// Number of the event, from 0.
+    /// Number of the event, from 1; 0 when the replay could not begin.
     pub event: u64,
     /// What the allocator said.
     pub error: AllocError,

@@ -140,6 +140,9 @@ impl Replay {
         if self.find_min && self.backend == BackendArg::Host {
             return Err("--find-min searches on a simulated device: --backend sim or sim-segments".into());
         }
+        if self.lag.is_some() && !self.backend.is_simulated() {
+            return Err("--lag is for simulated devices: work of the host is complete when it returns".into());
+        }
         let mut config = Config::default();
         if self.find_min {
             config.slack = 1.0;

@@ -158,8 +158,10 @@ impl Row {
     }
 
     pub fn timing(&mut self, timing: Timing) {
-        self.ns_per_event = Some(round(timing.ns_wall_least, 2));
-        self.ns_cpu_median = Some(round(timing.ns_cpu_median, 2));
+        // A trace without events has no time for each.
+        let known = |ns: f64| ns.is_finite().then(|| round(ns, 2));
+        self.ns_per_event = known(timing.ns_wall_least);
+        self.ns_cpu_median = known(timing.ns_cpu_median);
         self.passes = Some(timing.passes);
     }
 }
