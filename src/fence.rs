@@ -8,7 +8,8 @@
 //! Memory that the CPU touches is passed only when every pair is complete.
 //!
 //! Invariants:
-//! * `seen[t] <= now` of stream t, and `done <= now`, for every stream; all of them only grow;
+//! * `seen[t] <= now` of stream t, and `done <= now`, for every stream; all of them only grow,
+//!   until the stream is closed and has seen nothing;
 //! * an event's clock is the recording stream's clock as of the record, never later;
 //! * a table entry lives while a fence names it: `refs` counts them; its pairs name distinct streams.
 
@@ -90,12 +91,18 @@ impl Clocks {
         clocks
     }
 
+    #[inline]
     fn stream(&mut self, stream: StreamId) -> &mut StreamClock {
         let at = stream.0 as usize;
         if self.streams.len() <= at {
-            self.streams.resize_with(at + 1, StreamClock::default);
+            self.grow(at + 1);
         }
         &mut self.streams[at]
+    }
+
+    #[cold]
+    fn grow(&mut self, streams: usize) {
+        self.streams.resize_with(streams, StreamClock::default);
     }
 
     fn now(&self, stream: StreamId) -> Counter {
@@ -159,18 +166,18 @@ impl Clocks {
     /// Whether `stream` may use memory behind this fence now, without any wait.
     #[inline]
     pub fn usable(&self, fence: FenceId, stream: StreamId) -> bool {
-        if fence == FenceId::NONE {
-            return true;
-        }
         if !self.host_ordered && fence.0 >> COUNTER_BITS == u64::from(stream.0) {
             return true;
         }
-        self.usable_slow(fence, stream)
+        if fence.is_shared() {
+            return self.usable_shared(fence, stream);
+        }
+        fence == FenceId::NONE
+            || self.passed((StreamId((fence.0 >> COUNTER_BITS) as u16), fence.0 & COUNTER_MASK), stream)
     }
 
-    #[cold]
-    fn usable_slow(&self, fence: FenceId, stream: StreamId) -> bool {
-        self.pairs(fence).all(|pair| self.passed(pair, stream))
+    fn usable_shared(&self, fence: FenceId, stream: StreamId) -> bool {
+        self.entries[slot(fence)].pairs.iter().all(|pair| self.passed(*pair, stream))
     }
 
     fn passed(&self, pair: (StreamId, Counter), stream: StreamId) -> bool {
@@ -290,6 +297,11 @@ impl Clocks {
         self.stream(stream).seen.join(&clock);
     }
 
+    /// A stream is closed, all its work being complete: whoever is given its number next has seen nothing.
+    pub fn closed(&mut self, stream: StreamId) {
+        self.stream(stream).seen = Clock::default();
+    }
+
     /// Entries of the table in use, for the check.
     pub fn shared_fences(&self) -> usize {
         self.entries.len() - self.vacant.len()
@@ -324,14 +336,14 @@ impl Fences for Clocks {
 
     #[inline]
     fn join(&mut self, a: FenceId, b: FenceId) -> FenceId {
+        if (a.0 ^ b.0) >> COUNTER_BITS == 0 && !a.is_shared() {
+            return FenceId(a.0.max(b.0));
+        }
         if a == FenceId::NONE && !b.is_shared() {
             return b;
         }
         if b == FenceId::NONE && !a.is_shared() {
             return a;
-        }
-        if !a.is_shared() && a.0 >> COUNTER_BITS == b.0 >> COUNTER_BITS {
-            return FenceId(a.0.max(b.0));
         }
         self.join_pairs(a, b)
     }

@@ -73,6 +73,28 @@ impl FenceId {
     /// Set when the fence names several streams and lives in a table.
     pub(crate) const SHARED: u64 = 1 << 63;
 
+    /// A fence of one's own, for those who implement [`Fences`]: `word` is theirs to choose below 2^63, and not 0.
+    ///
+    /// # Panics
+    /// When `word` is not such a number.
+    pub const fn alone(word: u64) -> FenceId {
+        assert!(word > 0 && word < Self::SHARED);
+        FenceId(word)
+    }
+
+    /// As [`FenceId::alone`], for a fence of several streams.
+    ///
+    /// # Panics
+    /// As [`FenceId::alone`].
+    pub const fn of_several(word: u64) -> FenceId {
+        FenceId(Self::alone(word).0 | Self::SHARED)
+    }
+
+    /// The word that the fence was made of.
+    pub const fn word(self) -> u64 {
+        self.0 & !Self::SHARED
+    }
+
     /// Whether more than one stream's work must be waited for.
     #[inline]
     pub fn is_shared(self) -> bool {

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use crate::units::{Bytes, MIB, align_up};
+use crate::units::{Bytes, MIB, align_down, align_up};
 
 /// What happens when a request would pass a limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -253,10 +253,21 @@ pub fn slack_room(slack: f64, crest: u64, reserved: u64) -> u64 {
     ((slack * crest as f64) as u64).saturating_sub(reserved)
 }
 
-/// Bytes of the segment for a request, on backends without pages.
-pub fn segment_size(request: u64, segment_min: u64, quantum: u64) -> Option<u64> {
-    align_up(request.max(segment_min), quantum.max(SEGMENT_QUANTUM))
-}
+/// The slack of memory in segments, at most. More would not be used: segments cannot be moved together when they lie idle.
+pub const SEGMENT_SLACK: f64 = 1.02;
 
 /// Segments are multiples of this: drivers round to a page of theirs anyway.
 const SEGMENT_QUANTUM: u64 = 4096;
+
+/// The least bytes of the segment for a request, on backends without pages; `None` when they do not fit in 64 bits.
+pub fn segment_size(request: u64, segment_min: u64) -> Option<u64> {
+    align_up(request.max(segment_min), SEGMENT_QUANTUM)
+}
+
+/// Bytes of a segment that serves later requests too: a 64th of the most that was ever live, where the slack leaves so much.
+///
+/// Few large segments fragment less than many small ones, but what is left of the last one is lost: on ten real traces parts from a
+/// 128th to an 8th were within 2 % of each other in the mean.
+pub fn roomy_segment(crest: u64, spare: u64) -> u64 {
+    align_down((crest / 64).min(spare), SEGMENT_QUANTUM)
+}

@@ -181,6 +181,8 @@ pub struct Meter {
     crest: Cell,
     /// The most that was active since the last `tick` looked.
     recent: Cell,
+    /// While live + pending is at most this, none of the peaks of live and active bytes rises. Never more than the least of them.
+    calm: Cell,
     misses: Cell,
     failures: Cell,
     stream_waits: Cell,
@@ -206,11 +208,19 @@ impl Meter {
             meter.settle_pending(pending);
             meter.requested.add(requested);
             meter.blocks.add(1);
-            let live = meter.live.add(live);
-            meter.crest.raise(live);
-            meter.active_peak.raise(live + pending);
-            meter.recent.raise(live + pending);
+            meter.live.allocated.add(live);
+            let live = meter.live.current();
+            if live + pending > meter.calm.get() {
+                meter.rise(live, live + pending);
+            }
         });
+    }
+
+    #[cold]
+    fn rise(&self, live: u64, active: u64) {
+        let peaks = [(&self.live.peak, live), (&self.crest, live), (&self.active_peak, active), (&self.recent, active)];
+        peaks.iter().for_each(|(peak, value)| peak.raise(*value));
+        self.calm.set(peaks.iter().map(|(peak, _)| peak.get()).min().unwrap_or(0));
     }
 
     /// A block came back.
@@ -283,13 +293,19 @@ impl Meter {
 
     /// The crest is what is live now: what was reserved for it may have gone back.
     pub fn reset_crest(&self) {
-        self.write(|meter| meter.crest.set(meter.live.current()));
+        self.write(|meter| {
+            meter.crest.set(meter.live.current());
+            meter.calm.set(0);
+        });
     }
 
     /// The most that was active since the last call, and starts anew.
     pub fn take_recent(&self) -> u64 {
         let recent = self.recent.get();
-        self.write(|meter| meter.recent.set(meter.live.current() + meter.pending.current()));
+        self.write(|meter| {
+            meter.recent.set(meter.live.current() + meter.pending.current());
+            meter.calm.set(0);
+        });
         recent
     }
 
@@ -300,6 +316,7 @@ impl Meter {
                 track.peak.set(track.current());
             }
             meter.active_peak.set(meter.live.current() + meter.pending.current());
+            meter.calm.set(0);
         });
     }
 
@@ -332,8 +349,8 @@ impl Meter {
             active: Gauge {
                 current: live.current.wrapping_add(pending.current),
                 peak: self.active_peak.get(),
-                allocated: live.allocated,
-                freed: live.freed.wrapping_sub(pending.current),
+                allocated: live.allocated.wrapping_add(pending.allocated),
+                freed: live.freed.wrapping_add(pending.freed),
             },
             reserved: self.reserved.gauge(),
             blocks: self.blocks.gauge(),

@@ -237,7 +237,7 @@ fn check_zero(subject: &Subject<'_>, region: Region) {
 
 fn grow(subject: &Subject<'_>, size: u64) -> Region {
     let region = subject.backend.grow_segment(size).unwrap();
-    assert!(region.size >= size && region.base % subject.able.base_align == 0, "{region:?}");
+    assert!(region.size >= size && region.base.is_multiple_of(subject.able.base_align), "{region:?}");
     assert_eq!(region.size % subject.able.quantum, 0, "{region:?}");
     subject.expect_fresh(region, 0);
     subject.expect_fresh(region, region.size - 1);

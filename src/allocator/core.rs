@@ -28,7 +28,7 @@ use super::tags::TagId;
 use super::waiting::Waiting;
 use crate::backend::{Backend, BackendError, Capabilities, Region, Span};
 use crate::fence::Clocks;
-use crate::heap::{Heap, State as BlockState};
+use crate::heap::{Heap, Owned, State as BlockState};
 use crate::ids::{Access, BlockId, FenceId, Fences, PoolId, RegionId, StreamId};
 use crate::policy::{Config, ConfigError, PoolConfig};
 use crate::stats::Meter;
@@ -98,8 +98,8 @@ pub(crate) struct TagUse {
 pub(crate) struct State {
     pub heap: Heap<Note>,
     pub clocks: Clocks,
-    /// Base address of each region slot.
-    pub bases: Vec<u64>,
+    /// Name and base address of the region in each slot.
+    pub regions: Vec<(RegionId, u64)>,
     /// Streams that use a block besides its own, by index of the block's record.
     pub users: BTreeMap<u32, Vec<StreamId>>,
     pub tags: Vec<TagUse>,
@@ -125,18 +125,14 @@ impl State {
     /// Counts a block that was just taken and says where it is.
     #[inline]
     pub(crate) fn grant(&mut self, index: u32, need: &Need, meter: &Meter) -> Grant {
-        let (place, offset, size) = self.heap.place(index);
-        *self.heap.note_mut(index) = Note::new(need, size);
+        let (view, note) = self.heap.owned(index);
+        *note = Note::new(need, view.size);
+        let (region, base) = self.regions[usize::from(view.place)];
+        let grant = Grant { id: view.id, region, offset: view.offset, address: base + view.offset };
         let tag = self.tag_use(need.tag);
-        tag.live += size;
+        tag.live += view.size;
         tag.blocks += 1;
-        meter.gave(need.requested, size, self.heap.pending());
-        let grant = Grant {
-            id: self.heap.id(index),
-            region: self.heap.region(place),
-            offset,
-            address: self.bases[place as usize] + offset,
-        };
+        meter.gave(need.requested, view.size, self.heap.pending());
         if let Some(history) = &mut self.history {
             history.gave(&grant, need);
         }
@@ -156,8 +152,8 @@ impl State {
     #[inline]
     fn take_back(&mut self, id: BlockId, meter: &Meter) {
         let index = self.heap.live(id);
-        let note = *self.heap.note(index);
-        let (_, _, size) = self.heap.place(index);
+        let (Owned { size, .. }, note) = self.heap.owned(index);
+        let note = *note;
         let fence = if !self.streams {
             FenceId::NONE
         } else if note.is_shared() {
@@ -192,6 +188,14 @@ impl State {
         }
     }
 
+    /// Whether a live block is used on a stream. Linear in the number of blocks.
+    pub(crate) fn is_used_on(&self, stream: StreamId) -> bool {
+        let own =
+            |block: crate::heap::BlockView<Note>| block.state == BlockState::Live && block.note.stream() == stream;
+        self.users.values().any(|users| users.contains(&stream))
+            || self.heap.places().any(|place| self.heap.blocks(place).any(own))
+    }
+
     /// Whether it is time to look for completed work.
     #[inline]
     fn poll_is_due(&mut self) -> bool {
@@ -212,10 +216,10 @@ impl State {
     pub(crate) fn add_region(&mut self, region: Region, page: Option<u64>) -> Option<u16> {
         let place = self.heap.add_region(region.id, region.size, page)?;
         let at = usize::from(place);
-        if at >= self.bases.len() {
-            self.bases.resize(at + 1, 0);
+        if at >= self.regions.len() {
+            self.regions.resize(at + 1, (region.id, 0));
         }
-        self.bases[at] = region.base;
+        self.regions[at] = (region.id, region.base);
         Some(place)
     }
 
@@ -328,7 +332,7 @@ impl Core {
             state: Mutex::new(State {
                 heap: Heap::new(self.quantum),
                 clocks,
-                bases: Vec::new(),
+                regions: Vec::new(),
                 users: BTreeMap::new(),
                 tags: vec![TagUse::default()],
                 history: None,
@@ -352,8 +356,9 @@ impl Core {
         self.pools.iter().map_while(OnceLock::get)
     }
 
-    pub(crate) fn has_pool(&self, id: PoolId) -> bool {
-        self.pools.get(usize::from(id.0)).is_some_and(|pool| pool.get().is_some())
+    #[inline]
+    pub(crate) fn find_pool(&self, id: PoolId) -> Option<&Pool> {
+        self.pools.get(usize::from(id.0)).and_then(OnceLock::get)
     }
 
     /// Rounds a request and checks what can be known beforehand.
@@ -369,8 +374,7 @@ impl Core {
     }
 
     #[inline]
-    pub(crate) fn alloc(&self, id: PoolId, need: &Need) -> Result<Grant, AllocError> {
-        let pool = self.pool(id);
+    pub(crate) fn alloc(&self, id: PoolId, pool: &Pool, need: &Need) -> Result<Grant, AllocError> {
         let mut state = pool.state.lock();
         if let Some(index) = state.take(need) {
             let grant = state.grant(index, need, &pool.meter);

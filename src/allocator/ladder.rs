@@ -14,7 +14,7 @@ use super::report;
 use super::segments;
 use crate::backend::BackendError;
 use crate::ids::{Access, PoolId};
-use crate::policy::{OnLimit, segment_size, slack_room};
+use crate::policy::{OnLimit, SEGMENT_SLACK, roomy_segment, segment_size, slack_room};
 use crate::snapshot::{Outcome, Rung, Step};
 use crate::stats::Count;
 
@@ -70,7 +70,7 @@ impl<'a> Climb<'a> {
             pool,
             need,
             trail: Vec::new(),
-            slack: config.slack,
+            slack: if core.caps.page.is_some() { config.slack } else { config.slack.min(SEGMENT_SLACK) },
             soft_limit: config.soft_limit,
             on_limit: config.on_limit,
         }
@@ -155,11 +155,14 @@ impl<'a> Climb<'a> {
         room.min(soft)
     }
 
+    /// The most that was ever live, this request included.
+    fn crest(&self) -> u64 {
+        self.pool.meter.crest().max(self.pool.meter.read().live.current + self.need.size)
+    }
+
     /// Bytes that may be added within the slack.
     fn slack_room(&self) -> u64 {
-        let stats = self.pool.meter.read();
-        let crest = self.pool.meter.crest().max(stats.live.current + self.need.size);
-        slack_room(self.slack, crest, stats.reserved.current)
+        slack_room(self.slack, self.crest(), self.pool.meter.read().reserved.current)
     }
 
     // ---- 1 and 2 ---------------------------------------------------------------------------------------------------------
@@ -302,16 +305,23 @@ impl<'a> Climb<'a> {
 
     fn grow_segment(&mut self, slow: &mut Slow, rung: Rung, room: u64) -> Climbed {
         let segment_min = self.core.config.read().segment_min;
-        let Some(size) = segment_size(self.need.size, segment_min, self.core.quantum) else { return Ok(None) };
+        let Some(least) = segment_size(self.need.size, segment_min) else { return Ok(None) };
         if rung == Rung::Grow {
-            self.make_room_for_segment(slow, size)?;
+            self.make_room_for_segment(slow, least)?;
         }
         let room = if rung == Rung::Grow { self.room() } else { room };
-        if size > room {
-            self.note(rung, Outcome::NeedsMore { needed: size, room });
+        let spare = self.slack_room().min(room).min(self.core.caps.region_max);
+        let size = least.max(roomy_segment(self.crest(), spare));
+        if least > room {
+            self.note(rung, Outcome::NeedsMore { needed: least, room });
             return Ok(None);
         }
-        match segments::grow(self.core, self.id, size) {
+        let grown =
+            segments::grow(self.core, self.id, size).or_else(|error| match error.is_out_of_memory() && size > least {
+                true => segments::grow(self.core, self.id, least),
+                false => Err(error),
+            });
+        match grown {
             Ok(()) => Ok(self.search(self.now())),
             Err(error) if error.is_out_of_memory() => {
                 self.note(rung, Outcome::Refused { reason: error.to_string() });
@@ -321,12 +331,18 @@ impl<'a> Climb<'a> {
         }
     }
 
-    /// Wholly free segments go back first when growth would pass what was ever live.
+    /// Wholly free segments go back first, all of them, when growth would pass what was ever live: their memory is better spent
+    /// on one segment that fits. Their work is waited for: drivers wait at a release anyway.
     fn make_room_for_segment(&mut self, slow: &mut Slow, size: u64) -> Result<(), BackendError> {
         let over = size.saturating_sub(self.slack_room());
-        if over > 0 {
-            segments::release_empty(self.core, self.id, slow, over)?;
+        if over == 0 {
+            return Ok(());
         }
+        if segments::has_unfinished_empty(self.core, self.id) {
+            let longest = self.core.config.read().wait_max;
+            self.core.wait_for_all(self.id, slow, longest)?;
+        }
+        segments::release_empty(self.core, self.id, u64::MAX)?;
         Ok(())
     }
 

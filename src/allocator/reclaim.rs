@@ -78,9 +78,9 @@ impl Hooks {
 
 impl Core {
     /// Returns idle memory of a pool whose work is complete: about `wanted` bytes of pages or segments. Answers the bytes.
-    pub(crate) fn return_idle(&self, id: PoolId, slow: &mut Slow, wanted: u64) -> Result<u64, BackendError> {
+    pub(crate) fn return_idle(&self, id: PoolId, _slow: &mut Slow, wanted: u64) -> Result<u64, BackendError> {
         if self.caps.page.is_none() {
-            return segments::release_empty(self, id, slow, wanted);
+            return segments::release_empty(self, id, wanted);
         }
         self.return_pages(id, wanted)
     }

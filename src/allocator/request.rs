@@ -103,14 +103,14 @@ impl<'a, M: Memory> Request<'a, M> {
             Some(stream) if stream.belongs_to(core) => stream.id(),
             Some(_) => return Err(AllocError::ForeignStream),
         };
-        if !core.has_pool(self.pool) {
+        let Some(pool) = core.find_pool(self.pool) else {
             return Err(AllocError::UnknownPool { pool: self.pool, pools: core.pools().count() });
-        }
+        };
         if size == 0 {
             return Ok(Block::empty(self.align.max(core.quantum)));
         }
         let tag = match self.tag.unwrap_or_else(TagId::current) {
-            TagId::NONE => core.pool(self.pool).tag,
+            TagId::NONE => pool.tag,
             tag => tag,
         };
         let need = Need {
@@ -122,7 +122,7 @@ impl<'a, M: Memory> Request<'a, M> {
             site: self.site,
             deadline: self.deadline,
         };
-        let grant = core.alloc(self.pool, &need)?;
+        let grant = core.alloc(self.pool, pool, &need)?;
         let block = Block::new(core.clone(), self.pool, grant, self.bytes);
         if self.zeroed {
             core.backend.zero(stream, Span { region: grant.region, offset: grant.offset, size: self.bytes })?;

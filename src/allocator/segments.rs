@@ -1,6 +1,6 @@
 //! Memory in segments: growth by whole segments, and their return when nothing in them is in use.
 
-use super::core::{Core, Slow};
+use super::core::Core;
 use crate::backend::BackendError;
 use crate::ids::{Access, PoolId};
 
@@ -19,9 +19,14 @@ pub(super) fn grow(core: &Core, id: PoolId, size: u64) -> Result<(), BackendErro
     Ok(())
 }
 
+/// Whether a segment is wholly free but not yet complete.
+pub(super) fn has_unfinished_empty(core: &Core, id: PoolId) -> bool {
+    core.pool(id).state.lock().largest_empty(Access::AfterWait).is_some()
+}
+
 /// Releases wholly free segments whose work is complete, largest first, until `wanted` bytes went back or
 /// there are no more. Answers the bytes.
-pub(super) fn release_empty(core: &Core, id: PoolId, _slow: &mut Slow, wanted: u64) -> Result<u64, BackendError> {
+pub(super) fn release_empty(core: &Core, id: PoolId, wanted: u64) -> Result<u64, BackendError> {
     let pool = core.pool(id);
     let mut released = 0;
     while released < wanted {

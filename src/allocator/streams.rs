@@ -65,8 +65,12 @@ impl std::fmt::Debug for Stream {
     }
 }
 
-/// A stream without handles, whose number goes back when its work is complete in every pool.
-pub(crate) struct Retirement(StreamId);
+/// A stream without handles, whose number goes back when its work is complete in every pool and no block is used on it.
+pub(crate) struct Retirement {
+    stream: StreamId,
+    /// How many blocks must have come back before blocks are looked through again.
+    look_at: u64,
+}
 
 impl Core {
     /// Looks for completed work unless a slow call is under way, which does so itself.
@@ -214,15 +218,37 @@ impl Core {
 
     fn retire_streams(&self, slow: &mut Slow) -> Result<(), BackendError> {
         let abandoned = std::mem::take(&mut *self.abandoned.lock());
-        slow.retiring.extend(abandoned.into_iter().map(Retirement));
-        slow.retiring.retain(|Retirement(stream)| {
-            let busy = self.pools().any(|pool| pool.state.lock().clocks.unfinished(*stream));
+        slow.retiring.extend(abandoned.into_iter().map(|stream| Retirement { stream, look_at: 0 }));
+        slow.retiring.retain_mut(|retirement| {
+            let busy = self.is_busy(retirement);
             if !busy {
-                self.backend.close_stream(*stream);
+                self.pools().for_each(|pool| pool.state.lock().clocks.closed(retirement.stream));
+                self.backend.close_stream(retirement.stream);
             }
             busy
         });
         Ok(())
+    }
+
+    /// Whether a stream has unfinished work, or blocks that will come back on it. Looks through all blocks, but after a find only
+    /// when a good part of them may have gone.
+    fn is_busy(&self, retirement: &mut Retirement) -> bool {
+        let stream = retirement.stream;
+        let unfinished = || self.pools().any(|pool| pool.state.lock().clocks.unfinished(stream));
+        if unfinished() {
+            return true;
+        }
+        let came_back = || self.pools().map(|pool| pool.meter.read().blocks.freed).sum::<u64>();
+        if came_back() < retirement.look_at {
+            return true;
+        }
+        let used = self.pools().any(|pool| pool.state.lock().is_used_on(stream));
+        if used {
+            let blocks: u64 = self.pools().map(|pool| pool.meter.read().blocks.current).sum();
+            retirement.look_at = came_back() + blocks / 8 + 1;
+        }
+        // The last block may have come back between the two looks.
+        used || unfinished()
     }
 
     /// A new stream of the backend's own making.

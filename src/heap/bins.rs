@@ -16,12 +16,9 @@ pub(crate) const BINS: usize = WORDS * 64;
 /// The bin of a size in quanta. Monotone in the size.
 #[inline]
 pub(crate) fn bin_of(quanta: u64) -> usize {
-    if quanta < MANTISSA {
-        return quanta as usize;
-    }
-    let exponent = 63 - quanta.leading_zeros();
-    let mantissa = (quanta >> (exponent - MANTISSA_BITS)) & (MANTISSA - 1);
-    (((exponent - MANTISSA_BITS + 1) as usize) << MANTISSA_BITS) + mantissa as usize
+    // What is left after the shift has its leading bit at MANTISSA_BITS, unless nothing was shifted: that bit counts one power of two.
+    let shift = 63 - MANTISSA_BITS - (quanta | MANTISSA).leading_zeros();
+    ((shift as usize) << MANTISSA_BITS) + (quanta >> shift) as usize
 }
 
 /// Heads of the lists of all bins, with a bitmap over them in two levels.
@@ -38,19 +35,25 @@ impl Bins {
 
     #[inline]
     pub(crate) fn head(&self, bin: usize) -> u32 {
-        self.heads[bin]
+        self.heads[bin % BINS]
     }
 
-    /// Sets the head of a bin; 0 makes it empty.
+    /// A bin gets a new head, not 0; it may have been empty. Answers the old head.
     #[inline]
-    pub(crate) fn set_head(&mut self, bin: usize, index: u32) {
-        self.heads[bin] = index;
-        let (word, bit) = (bin / 64, 1u64 << (bin % 64));
-        if index != 0 {
-            self.words[word] |= bit;
-            self.top |= 1 << word;
-        } else {
-            self.words[word] &= !bit;
+    pub(crate) fn push(&mut self, bin: usize, index: u32) -> u32 {
+        let word = bin / 64 % WORDS;
+        self.words[word] |= 1 << (bin % 64);
+        self.top |= 1 << word;
+        std::mem::replace(&mut self.heads[bin % BINS], index)
+    }
+
+    /// The head of a bin goes and `index` follows; 0 makes the bin empty.
+    #[inline]
+    pub(crate) fn pop(&mut self, bin: usize, index: u32) {
+        self.heads[bin % BINS] = index;
+        if index == 0 {
+            let word = bin / 64 % WORDS;
+            self.words[word] &= !(1 << (bin % 64));
             if self.words[word] == 0 {
                 self.top &= !(1 << word);
             }
@@ -68,11 +71,11 @@ impl Bins {
         if here != 0 {
             return Some(word * 64 + here.trailing_zeros() as usize);
         }
-        let above = self.top & u32::MAX.checked_shl(word as u32 + 1).unwrap_or(0);
+        let above = self.top & (u32::MAX << word << 1);
         if above == 0 {
             return None;
         }
-        let word = above.trailing_zeros() as usize;
+        let word = above.trailing_zeros() as usize % WORDS;
         Some(word * 64 + self.words[word].trailing_zeros() as usize)
     }
 
@@ -121,7 +124,7 @@ mod tests {
         assert_eq!((bins.next(0), bins.highest()), (None, None));
         let set = [0, 1, 63, 64, 700, 1023, BINS - 1];
         for bin in set {
-            bins.set_head(bin, 7);
+            bins.push(bin, 7);
         }
         assert!(bins.consistent());
         for bin in 0..BINS {
@@ -129,7 +132,7 @@ mod tests {
         }
         assert_eq!(bins.next(BINS), None);
         for bin in set {
-            bins.set_head(bin, 0);
+            bins.pop(bin, 0);
         }
         assert!(bins.consistent() && bins.next(0).is_none());
     }

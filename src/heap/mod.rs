@@ -67,6 +67,19 @@ pub struct BlockView<N> {
     pub note: N,
 }
 
+/// What the owner of a block is told of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owned {
+    /// Its name.
+    pub id: BlockId,
+    /// The slot of its region in this heap.
+    pub place: u16,
+    /// Bytes from the start of the region.
+    pub offset: u64,
+    /// Bytes.
+    pub size: u64,
+}
+
 /// Blocks in regions of address space. `N` is what the owner of a live block notes on it.
 pub struct Heap<N> {
     quantum_shift: u32,
@@ -75,6 +88,8 @@ pub struct Heap<N> {
     voids: Bins,
     places: Vec<Option<Place>>,
     pending: u64,
+    /// Blocks of at least so many bytes are cut from the end of a free block, smaller ones from its front.
+    large: u64,
 }
 
 impl<N: Copy + Default> Heap<N> {
@@ -91,6 +106,7 @@ impl<N: Copy + Default> Heap<N> {
             voids: Bins::new(),
             places: Vec::new(),
             pending: 0,
+            large: u64::MAX,
         }
     }
 
@@ -117,7 +133,11 @@ impl<N: Copy + Default> Heap<N> {
         (record.region, record.fence) = (slot, FenceId::NONE);
         self.places[place] = Some(Place { id, size, page, first: index, last: index });
         match page {
-            Some(_) => self.insert_void(index),
+            Some(page) => {
+                // Small blocks at one end and large ones at the other leave fewer pages that are partly live.
+                self.large = page;
+                self.insert_void(index);
+            }
             None => self.insert_free(index),
         }
         Some(slot)
@@ -153,14 +173,20 @@ impl<N: Copy + Default> Heap<N> {
     /// usable when others of like size are not ([`Heap::take_thorough`] does not).
     #[inline]
     pub fn take(&mut self, size: u64, access: Access, fences: &mut impl Fences) -> Option<u32> {
-        let index = self.find(size, access, fences)?;
-        self.remove_free(index);
-        if self.table[index].size > size {
-            self.split_front(index, size);
-        } else {
-            fences.release(self.table[index].fence);
+        let (index, bin) = self.find(size, access, fences)?;
+        let record = &mut self.table[index];
+        if record.size != size {
+            let taken = if size < self.large { self.take_front(index, size) } else { self.take_back(index, size) };
+            self.shrunk(index, bin, size);
+            return Some(taken);
         }
-        self.table[index].state = State::Live;
+        record.state = State::Live;
+        let fence = record.fence;
+        if fence.is_shared() {
+            self.pending -= size;
+        }
+        fences.release(fence);
+        unlink(&mut self.table, &mut self.free, bin, index);
         Some(index)
     }
 
@@ -204,7 +230,7 @@ impl<N: Copy + Default> Heap<N> {
             self.scan(bin_of(size >> self.quantum_shift), |record| fits(record) && fences.passes(record.fence, access));
         let index = match own {
             Some(index) => index,
-            None => self.find(roomy, access, fences)?,
+            None => self.find(roomy, access, fences)?.0,
         };
         let start = align_up(self.table[index].offset, align)?;
         Some(self.carve(index, start, size, fences))
@@ -218,22 +244,31 @@ impl<N: Copy + Default> Heap<N> {
     pub fn put(&mut self, index: u32, fence: FenceId, fences: &mut impl Fences) -> u32 {
         let record = &mut self.table[index];
         assert!(matches!(record.state, State::Live | State::Held), "b{index} is put while {:?}", record.state);
-        record.generation = record.generation.wrapping_add(1);
-        let (prev, next) = (record.prev, record.next);
-        let mut fence = fence;
-        let mut index = index;
-        if self.table[next].state == State::Free {
-            fence = fences.join(fence, self.table[next].fence);
-            self.remove_free(next);
-            self.absorb_next(index);
-        }
+        let (prev, next, size) = (record.prev, record.next, record.size);
         if self.table[prev].state == State::Free {
-            fence = fences.join(fence, self.table[prev].fence);
-            self.remove_free(prev);
-            index = prev;
-            self.absorb_next(index);
+            let mut fence = fence;
+            if self.table[next].state == State::Free {
+                fence = fences.join(fence, self.table[next].fence);
+                self.remove_free(next);
+                self.absorb_next(index);
+            }
+            let before = &self.table[prev];
+            let (old, own) = (before.size, before.fence);
+            self.absorb_next(prev);
+            self.grown(prev, old, own, fences.join(fence, own));
+            return prev;
         }
-        self.table[index].fence = fence;
+        if self.table[next].state == State::Free {
+            let behind = &self.table[next];
+            let (old, own) = (behind.size, behind.fence);
+            self.absorb_prev(next, prev, size);
+            self.table.remove(index);
+            self.grown(next, old, own, fences.join(fence, own));
+            return next;
+        }
+        let record = &mut self.table[index];
+        record.generation = record.generation.wrapping_add(1);
+        record.fence = fence;
         self.insert_free(index);
         index
     }
@@ -355,6 +390,14 @@ impl<N: Copy + Default> Heap<N> {
         self.table.id(index)
     }
 
+    /// What a block is, and its note to change.
+    #[inline]
+    pub fn owned(&mut self, index: u32) -> (Owned, &mut N) {
+        let record = &mut self.table[index];
+        let id = BlockId { index, generation: record.generation };
+        (Owned { id, place: record.region, offset: record.offset, size: record.size }, &mut record.note)
+    }
+
     /// The note of a block.
     #[inline]
     pub fn note(&self, index: u32) -> &N {
@@ -460,8 +503,9 @@ impl<N: Copy + Default> Heap<N> {
 
     // ---- finding -------------------------------------------------------------------------------------------------------
 
-    #[inline]
-    fn find(&self, size: u64, access: Access, fences: &impl Fences) -> Option<u32> {
+    /// A free block that fits, and its bin.
+    #[inline(always)]
+    fn find(&self, size: u64, access: Access, fences: &impl Fences) -> Option<(u32, usize)> {
         let bin = bin_of(size >> self.quantum_shift);
         let (mut best, mut best_size) = (0, u64::MAX);
         let mut index = self.free.head(bin);
@@ -472,21 +516,21 @@ impl<N: Copy + Default> Heap<N> {
             let record = &self.table[index];
             if record.size >= size && record.size < best_size && fences.passes(record.fence, access) {
                 if record.size == size {
-                    return Some(index);
+                    return Some((index, bin));
                 }
                 (best, best_size) = (index, record.size);
             }
             index = record.bin_next;
         }
         if best != 0 {
-            return Some(best);
+            return Some((best, bin));
         }
         self.find_above(bin + 1, access, fences)
     }
 
     /// The first usable block among a few of the bins from `bin` up; all of them fit.
-    #[inline]
-    fn find_above(&self, bin: usize, access: Access, fences: &impl Fences) -> Option<u32> {
+    #[inline(always)]
+    fn find_above(&self, bin: usize, access: Access, fences: &impl Fences) -> Option<(u32, usize)> {
         let mut bin = self.free.next(bin)?;
         let mut probes = PROBES;
         loop {
@@ -494,7 +538,7 @@ impl<N: Copy + Default> Heap<N> {
             while index != 0 {
                 let record = &self.table[index];
                 if fences.passes(record.fence, access) {
-                    return Some(index);
+                    return Some((index, bin));
                 }
                 probes -= 1;
                 if probes == 0 {
@@ -520,12 +564,63 @@ impl<N: Copy + Default> Heap<N> {
 
     // ---- transitions: one function each ----------------------------------------------------------------------------------
 
-    /// Cuts the block `index`, which is in no bin, after `size` bytes. The rest becomes a free block with its fence.
+    /// Takes the first `size` bytes of the larger free block `index`, which stays what it is.
     #[inline]
-    fn split_front(&mut self, index: u32, size: u64) {
-        let rest = self.cut(index, size);
-        self.table[rest].fence = self.table[index].fence;
-        self.insert_free(rest);
+    fn take_front(&mut self, index: u32, size: u64) -> u32 {
+        let taken = self.table.add();
+        let rest = &mut self.table[index];
+        let (offset, prev, region) = (rest.offset, rest.prev, rest.region);
+        rest.offset += size;
+        rest.size -= size;
+        rest.prev = taken;
+        let front = &mut self.table[taken];
+        (front.offset, front.size, front.prev, front.next) = (offset, size, prev, index);
+        (front.region, front.state) = (region, State::Live);
+        self.table[prev].next = taken;
+        if prev == 0 {
+            self.places[region as usize].as_mut().expect("a region of this heap").first = taken;
+        }
+        taken
+    }
+
+    /// Takes the last `size` bytes of the larger free block `index`, which stays what it is.
+    #[inline]
+    fn take_back(&mut self, index: u32, size: u64) -> u32 {
+        let taken = self.cut(index, self.table[index].size - size);
+        self.table[taken].state = State::Live;
+        taken
+    }
+
+    /// The free block `index` in `bin` lost `size` bytes: it moves to the bin that suits it.
+    #[inline]
+    fn shrunk(&mut self, index: u32, bin: usize, size: u64) {
+        let rest = &self.table[index];
+        if rest.fence.is_shared() {
+            self.pending -= size;
+        }
+        let rest_bin = bin_of(rest.size >> self.quantum_shift);
+        if rest_bin != bin {
+            unlink(&mut self.table, &mut self.free, bin, index);
+            link(&mut self.table, &mut self.free, rest_bin, index);
+        }
+    }
+
+    /// The free block `index` had `old` bytes behind the fence `own` and has more behind another now: it moves to the bin that suits it.
+    #[inline]
+    fn grown(&mut self, index: u32, old: u64, own: FenceId, fence: FenceId) {
+        let record = &mut self.table[index];
+        record.fence = fence;
+        if own.is_shared() {
+            self.pending -= old;
+        }
+        if fence.is_shared() {
+            self.pending += record.size;
+        }
+        let (old, new) = (bin_of(old >> self.quantum_shift), bin_of(record.size >> self.quantum_shift));
+        if old != new {
+            unlink(&mut self.table, &mut self.free, old, index);
+            link(&mut self.table, &mut self.free, new, index);
+        }
     }
 
     /// Cuts the block `index` after `size` bytes into two neighbours; the second's state and fence are the caller's to set.
@@ -561,6 +656,20 @@ impl<N: Copy + Default> Heap<N> {
             self.places[region as usize].as_mut().expect("a region of this heap").last = index;
         }
         self.table.remove(next);
+    }
+
+    /// Joins `size` bytes in front, whose record is given up by the caller and had `prev` before it, to `index`.
+    #[inline]
+    fn absorb_prev(&mut self, index: u32, prev: u32, size: u64) {
+        let record = &mut self.table[index];
+        record.offset -= size;
+        record.size += size;
+        record.prev = prev;
+        let region = record.region;
+        self.table[prev].next = index;
+        if prev == 0 {
+            self.places[region as usize].as_mut().expect("a region of this heap").first = index;
+        }
     }
 
     /// Takes `[start, start + size)` of the free block `index` out of the bins; what is before and behind stays free.
@@ -645,21 +754,21 @@ fn stale(id: BlockId, generation: u32, state: State) -> ! {
 
 #[inline]
 fn link<N: Copy + Default>(table: &mut Table<N>, bins: &mut Bins, bin: usize, index: u32) {
-    let head = bins.head(bin);
-    table[index].bin_prev = 0;
-    table[index].bin_next = head;
+    let head = bins.push(bin, index);
+    let record = &mut table[index];
+    (record.bin_prev, record.bin_next) = (0, head);
     table[head].bin_prev = index;
-    bins.set_head(bin, index);
 }
 
 #[inline]
 fn unlink<N: Copy + Default>(table: &mut Table<N>, bins: &mut Bins, bin: usize, index: u32) {
-    let (prev, next) = (table[index].bin_prev, table[index].bin_next);
+    let record = &table[index];
+    let (prev, next) = (record.bin_prev, record.bin_next);
     table[next].bin_prev = prev;
     if prev != 0 {
         table[prev].bin_next = next;
     } else {
-        bins.set_head(bin, next);
+        bins.pop(bin, next);
     }
 }
 

@@ -15,7 +15,8 @@ const REACH: usize = 16;
 /// Which window is best.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Preference {
-    /// The one that needs the fewest pages; of equals the lowest, the open end of a region last.
+    /// The one that takes the fewest pages, new and free ones together, and so uses most of what is partly live; of equals the one that
+    /// needs the fewest backed, then the lowest, the open end of a region last.
     FewestPages,
     /// As above among those below the open end; the open end only when there is no other.
     Inside,
@@ -32,6 +33,8 @@ pub struct Window {
     pub size: u64,
     /// Bytes of voids to back, whole pages.
     pub missing: u64,
+    /// Bytes of whole free pages used.
+    pub whole: u64,
     /// Whether it uses the void that ends the region.
     pub open: bool,
     /// The block that covers `start`.
@@ -104,7 +107,11 @@ impl<N: Copy + Default> Heap<N> {
             return Some(low_window);
         }
         let high_window = window(highest);
-        Some(if high_window.missing < low_window.missing { high_window } else { low_window })
+        Some(if key(&high_window, Preference::FewestPages) < key(&low_window, Preference::FewestPages) {
+            high_window
+        } else {
+            low_window
+        })
     }
 
     fn walk(&self, from: u32, access: Access, fences: &impl Fences, step: impl Fn(&super::Record<N>) -> u32) -> u32 {
@@ -127,17 +134,21 @@ impl<N: Copy + Default> Heap<N> {
         while self.table[first].offset + self.table[first].size <= start {
             first = self.table[first].next;
         }
-        let (mut missing, mut open, mut index) = (0, false, first);
+        let (mut missing, mut whole, mut open, mut index) = (0, 0, false, first);
         while index != 0 && self.table[index].offset < start + size {
             let record = &self.table[index];
             if record.state == State::Void {
                 let (from, to) = overlap(record.offset, record.size, start, size, page);
                 missing += to - from;
                 open |= record.next == 0;
+            } else {
+                let pages = whole_pages(record.offset, record.size, page);
+                let (from, to) = overlap(record.offset, record.size, start, size, page);
+                whole += to.min(pages.end).saturating_sub(from.max(pages.start));
             }
             index = record.next;
         }
-        Window { place, start, size, missing, open, first }
+        Window { place, start, size, missing, whole, open, first }
     }
 
     /// Takes a window, as just found, out of the bins.
@@ -244,12 +255,12 @@ impl<N: Copy + Default> Heap<N> {
     }
 }
 
-fn key(window: &Window, prefer: Preference) -> (bool, u64, bool, u16, u64) {
+fn key(window: &Window, prefer: Preference) -> (bool, u64, u64, bool, u16, u64) {
     let outside = prefer == Preference::Inside && window.open;
-    (outside, window.missing, window.open, window.place, window.start)
+    (outside, window.missing + window.whole, window.missing, window.open, window.place, window.start)
 }
 
-/// The whole pages of the void `[offset, offset + size)` that `[start, start + len)` needs.
+/// The pages of the block `[offset, offset + size)` that `[start, start + len)` touches.
 fn overlap(offset: u64, size: u64, start: u64, len: u64, page: u64) -> (u64, u64) {
     let from = align_down(start.max(offset), page);
     let to = align_up((start + len).min(offset + size), page).unwrap_or(offset + size);

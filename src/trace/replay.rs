@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::cpu_time::thread_cpu_time;
+pub use super::cpu_time::thread_cpu_time;
 use super::{Op, Trace};
 use crate::allocator::{AllocError, Allocator, Any, Block, Stream, TagId};
 use crate::backend::sim::{Lag, Sim, SimConfig, SimCounters, SimMemory};
@@ -121,11 +121,13 @@ impl<'a> Player<'a> {
     /// # Errors
     /// The first request that could not be served. What is live stays live.
     pub fn play(&mut self, step: u64, mut each: impl FnMut(u64) -> bool) -> Result<(), Stopped> {
-        let mut done = 0;
+        let (mut done, mut left) = (0, step);
         for op in self.trace.ops() {
             if !matches!(op, Op::Mark { .. }) {
                 done += 1;
-                if done % step == 0 {
+                left -= 1;
+                if left == 0 {
+                    left = step;
                     if let Some(sim) = &self.sim {
                         sim.advance(step);
                     }
@@ -140,7 +142,11 @@ impl<'a> Player<'a> {
     }
 
     #[inline]
-    fn op(&mut self, op: &Op) -> Result<(), AllocError> {
+    /// Plays one event.
+    ///
+    /// # Errors
+    /// What the allocator says.
+    pub fn op(&mut self, op: &Op) -> Result<(), AllocError> {
         match *op {
             Op::Alloc { slot, bytes, stream, align_log2, tag, pool } => {
                 let mut request = self.allocator.request(bytes).align(1 << align_log2);

@@ -1,0 +1,57 @@
+//! What the laws share: reproducible chance, and whether to run long.
+#![allow(dead_code)]
+
+pub mod world;
+
+/// splitmix64: the same seed gives the same numbers everywhere.
+#[derive(Clone, Debug)]
+pub struct Rng(u64);
+
+impl Rng {
+    pub fn new(seed: u64) -> Self {
+        Rng(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5851_f42d_4c95_7f2d)
+    }
+
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Below `n`, which is not 0.
+    pub fn below(&mut self, n: u64) -> u64 {
+        self.next() % n
+    }
+
+    /// From `low` to `high`, both among them.
+    pub fn range(&mut self, low: u64, high: u64) -> u64 {
+        low + self.below(high - low + 1)
+    }
+
+    pub fn one_in(&mut self, n: u64) -> bool {
+        self.below(n) == 0
+    }
+
+    /// Small numbers often, large ones sometimes, up to `max`.
+    pub fn skewed(&mut self, max: u64) -> u64 {
+        let bits = 64 - max.leading_zeros() as u64;
+        let top = self.range(1, bits);
+        self.range(1, (1u64 << top).min(max))
+    }
+
+    pub fn pick<T: Copy>(&mut self, of: &[T]) -> T {
+        of[self.below(of.len() as u64) as usize]
+    }
+}
+
+/// Whether `LARDER_FULL=1` asks for the long runs.
+pub fn full() -> bool {
+    std::env::var("LARDER_FULL").is_ok_and(|value| value == "1")
+}
+
+/// `short` by default, `long` when the long runs are asked for.
+pub fn runs(short: u64, long: u64) -> u64 {
+    if full() { long } else { short }
+}
