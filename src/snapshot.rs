@@ -391,7 +391,14 @@ impl OomReport {
                 Bytes(stats.idle())
             ),
             (Verdict::WaitingForWork, _) => "let unfinished work complete, or give the request a deadline".to_string(),
-            _ => format!("free {} first", Bytes(self.request.rounded.saturating_sub(stats.idle()))),
+            // What the device still has, and what is idle here, counts too.
+            _ => {
+                let had = stats.idle() + self.budget.map_or(0, |budget| budget.free);
+                format!(
+                    "free {} first, here or elsewhere on the device",
+                    Bytes(self.request.rounded.saturating_sub(had))
+                )
+            }
         }
     }
 }

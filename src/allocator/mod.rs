@@ -31,7 +31,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use self::core::Core;
-use crate::backend::host::{MmapConfig, System};
+#[cfg(unix)]
+use crate::backend::host::MmapConfig;
+use crate::backend::host::System;
 use crate::backend::sim::{Sim, SimConfig};
 use crate::backend::{Backend, Capabilities};
 use crate::ids::PoolId;
@@ -110,10 +112,18 @@ impl Allocator<Host> {
     /// # Errors
     /// A config that contradicts itself; a system that refuses addresses.
     pub fn host(config: Config) -> Result<Self, AllocError> {
-        Self::host_mmap(
-            MmapConfig { page: config.page.unwrap_or(MmapConfig::default().page), ..MmapConfig::default() },
-            config,
-        )
+        Self::host_default(config)
+    }
+
+    #[cfg(unix)]
+    fn host_default(config: Config) -> Result<Self, AllocError> {
+        let page = config.page.unwrap_or(MmapConfig::default().page);
+        Self::host_mmap(MmapConfig { page, ..MmapConfig::default() }, config)
+    }
+
+    #[cfg(not(unix))]
+    fn host_default(config: Config) -> Result<Self, AllocError> {
+        Self::host_system(config)
     }
 
     /// As [`Allocator::host`], with choices about huge pages, pre-touch and addresses.

@@ -30,6 +30,7 @@
 use std::time::Duration;
 
 use crate::ids::{EventId, RegionId, StreamId};
+use crate::units::Bytes;
 
 pub mod host;
 pub mod sim;
@@ -93,7 +94,7 @@ pub struct Budget {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BackendError {
     /// The device or the system has no memory left for this.
-    #[error("{call} of {requested} bytes refused: out of memory")]
+    #[error("{call} of {}: out of memory", Bytes(*.requested))]
     OutOfMemory {
         /// The call that was refused.
         call: &'static str,
@@ -101,7 +102,7 @@ pub enum BackendError {
         requested: u64,
     },
     /// More than this backend can ever give in one piece.
-    #[error("{call} of {requested} bytes refused: the most is {max}")]
+    #[error("{call} of {}: the most is {}", Bytes(*.requested), Bytes(*.max))]
     TooLarge {
         /// The call that was refused.
         call: &'static str,

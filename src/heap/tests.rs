@@ -1,3 +1,5 @@
+//! What the heap promises, on the smallest regions that can show it.
+
 use super::*;
 struct NoFences;
 impl Fences for NoFences {

@@ -50,7 +50,7 @@ impl Default for ReplayConfig {
 #[derive(Debug, thiserror::Error)]
 #[error("at event {event}: {error}")]
 pub struct Stopped {
-    /// Number of the event, from 0.
+    /// Number of the event, from 1; 0 when the replay could not begin.
     pub event: u64,
     /// What the allocator said.
     pub error: AllocError,
@@ -61,11 +61,11 @@ pub struct Stopped {
 pub struct Outcome {
     /// The figures of the last pass: peaks are since its beginning, counts of waits and moves too.
     pub stats: Stats,
-    /// Calls of the simulated device in all passes.
+    /// Calls of the simulated device in the last pass; what is counted as held now or at most is as of its end.
     pub device: Option<SimCounters>,
     /// Bytes that were asked for in one pass.
     pub allocated: u64,
-    /// Sum of the figures of each pass, in order: peak reserved and peak addresses.
+    /// The peaks of each pass, in order.
     pub passes: Vec<Pass>,
 }
 
@@ -210,6 +210,7 @@ pub fn replay(trace: &Trace, config: &ReplayConfig, mut each: impl FnMut(u64) ->
     let mut player = Player::new(trace, &allocator, sim.clone()).map_err(start)?;
     let mut passes = Vec::new();
     let mut before = Stats::default();
+    let mut device_before = None;
     let repeat = config.repeat.max(1);
     for pass in 0..repeat {
         if pass > 0 {
@@ -217,6 +218,7 @@ pub fn replay(trace: &Trace, config: &ReplayConfig, mut each: impl FnMut(u64) ->
             allocator.reset_peak();
         }
         before = allocator.total_stats();
+        device_before = sim.as_ref().map(Sim::counters);
         player.play(1, |done| each(u64::from(pass) * trace.events() + done))?;
         let after = allocator.total_stats();
         passes.push(Pass {
@@ -230,7 +232,8 @@ pub fn replay(trace: &Trace, config: &ReplayConfig, mut each: impl FnMut(u64) ->
     stats.stream_waits -= before.stream_waits;
     stats.host_waits -= before.host_waits;
     stats.misses -= before.misses;
-    Ok(Outcome { stats, device: sim.map(|sim| sim.counters()), allocated: trace.total_allocated(), passes })
+    let device = sim.map(|sim| sim.counters()).zip(device_before).map(|(after, before)| after.since(&before));
+    Ok(Outcome { stats, device, allocated: trace.total_allocated(), passes })
 }
 
 /// The state at the moment when most is live.

@@ -123,6 +123,22 @@ impl SimCounters {
     pub fn failed(&self, call: Call) -> u64 {
         self.failures[call as usize]
     }
+
+    /// What happened after `before`, an earlier answer of the same device. What is held now, the peaks, and the broken rules of its whole life stay.
+    pub fn since(&self, before: &SimCounters) -> SimCounters {
+        SimCounters {
+            calls: std::array::from_fn(|kind| self.calls[kind] - before.calls[kind]),
+            failures: std::array::from_fn(|kind| self.failures[kind] - before.failures[kind]),
+            pages_backed: self.pages_backed - before.pages_backed,
+            pages_unbacked: self.pages_unbacked - before.pages_unbacked,
+            pages_freed: self.pages_freed - before.pages_freed,
+            pages_moved: self.pages_moved - before.pages_moved,
+            bytes_moved: self.bytes_moved - before.bytes_moved,
+            bytes_zeroed: self.bytes_zeroed - before.bytes_zeroed,
+            waits_forced: self.waits_forced - before.waits_forced,
+            ..*self
+        }
+    }
 }
 
 /// Which promise of the caller was broken.
