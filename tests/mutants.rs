@@ -7,10 +7,10 @@
 #[path = "mutants/table.rs"]
 mod table;
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
+use std::{fmt, fs};
 
 use table::{Edit, MUTANTS, Mutant};
 
@@ -41,13 +41,24 @@ struct Copy {
 }
 
 /// What the tests of a mutant said.
-#[derive(Debug)]
 enum Verdict {
     Passed,
-    FailedBy(Vec<String>),
+    /// The tests that failed, and what was said first of a broken rule, or of anything.
+    FailedBy(Vec<String>, String),
     /// Neither passed nor reported a failing test.
     Ended(String),
     DoesNotCompile(String),
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Verdict::Passed => write!(f, "all tests pass"),
+            Verdict::FailedBy(tests, why) => write!(f, "{} tests fail: {}; {why}", tests.len(), tests.join(", ")),
+            Verdict::Ended(how) => write!(f, "no test is reported to fail: {how}"),
+            Verdict::DoesNotCompile(text) => write!(f, "does not compile: {text}"),
+        }
+    }
 }
 
 impl Copy {
@@ -83,8 +94,8 @@ impl Copy {
         let messages = String::from_utf8_lossy(&output.stdout).into_owned();
         let messages = messages.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
         let of_test = messages.filter(|message| message["target"]["name"] == test);
-        let executable = of_test.filter_map(|message| message["executable"].as_str().map(PathBuf::from)).last();
-        executable.ok_or_else(|| "no executable came of it".to_string())
+        let mut executables = of_test.filter_map(|message| message["executable"].as_str().map(PathBuf::from));
+        executables.next().ok_or_else(|| "no executable came of it".to_string())
     }
 
     fn test(&self, test: &str) -> Verdict {
@@ -123,7 +134,7 @@ impl Copy {
             .collect();
         match (status.success(), failed.is_empty()) {
             (true, _) => Verdict::Passed,
-            (false, false) => Verdict::FailedBy(failed),
+            (false, false) => Verdict::FailedBy(failed, reason(&output)),
             (false, true) => Verdict::Ended(format!("{status}; {}", output.lines().last().unwrap_or_default())),
         }
     }
@@ -149,6 +160,13 @@ impl Copy {
         }
         verdict
     }
+}
+
+/// The first message of a test that names a broken rule; if none does, the first message.
+fn reason(output: &str) -> String {
+    let mut messages = output.lines().zip(output.lines().skip(1)).filter(|(line, _)| line.contains(" panicked at "));
+    let rule = messages.clone().find(|(_, message)| message.contains("rules broken") || message.contains("rule: "));
+    rule.or_else(|| messages.next()).map_or(String::new(), |(_, message)| message.to_string())
 }
 
 /// The compiler's errors, the first of them.
@@ -204,7 +222,7 @@ fn every_mutant_is_caught() {
     for test in tests {
         let start = Instant::now();
         let verdict = copy.test(test);
-        assert!(matches!(verdict, Verdict::Passed), "{test} on the sources as they are: {verdict:?}");
+        assert!(matches!(verdict, Verdict::Passed), "{test} on the sources as they are: {verdict}");
         println!("{test} passes without a mutant, {:.1} s", start.elapsed().as_secs_f64());
     }
     let mut wrong = Vec::new();
@@ -212,14 +230,13 @@ fn every_mutant_is_caught() {
         let start = Instant::now();
         let verdict = copy.test_mutant(mutant);
         let seconds = start.elapsed().as_secs_f64();
-        match verdict {
-            Ok(Verdict::FailedBy(tests)) => {
-                println!("{}: {seconds:.1} s, {} tests fail: {}", mutant.name, tests.len(), tests.join(", "));
-            }
-            other => {
-                println!("{}: NOT CAUGHT, {other:?}", mutant.name);
-                wrong.push(format!("{}: {other:?}", mutant.name));
-            }
+        let (caught, text) = match verdict {
+            Ok(verdict) => (matches!(verdict, Verdict::FailedBy(..)), verdict.to_string()),
+            Err(text) => (false, text),
+        };
+        println!("{}: {seconds:.1} s, {text}", mutant.name);
+        if !caught {
+            wrong.push(format!("{}: {text}", mutant.name));
         }
     }
     assert!(wrong.is_empty(), "mutants that no test caught:\n{}", wrong.join("\n"));
