@@ -70,6 +70,8 @@ pub(crate) struct Retirement {
     stream: StreamId,
     /// How many blocks must have come back before blocks are looked through again.
     look_at: u64,
+    /// Recorded when neither blocks nor unfinished frees were left: behind waits and work that no free tells of.
+    last: Option<EventId>,
 }
 
 impl Core {
@@ -218,16 +220,38 @@ impl Core {
 
     fn retire_streams(&self, slow: &mut Slow) -> Result<(), BackendError> {
         let abandoned = std::mem::take(&mut *self.abandoned.lock());
-        slow.retiring.extend(abandoned.into_iter().map(|stream| Retirement { stream, look_at: 0 }));
-        slow.retiring.retain_mut(|retirement| {
-            let busy = self.is_busy(retirement);
-            if !busy {
-                self.pools().for_each(|pool| pool.state.lock().clocks.closed(retirement.stream));
-                self.backend.close_stream(retirement.stream);
+        let retirement = |stream| Retirement { stream, look_at: 0, last: None };
+        slow.retiring.extend(abandoned.into_iter().map(retirement));
+        let mut result = Ok(());
+        slow.retiring.retain_mut(|retirement| match self.retire(retirement) {
+            Ok(gone) => !gone,
+            Err(error) => {
+                result = Err(error);
+                true
             }
-            busy
         });
-        Ok(())
+        result
+    }
+
+    /// Gives a stream's number back if nothing comes behind it any more and all its work is complete. Says whether it did.
+    fn retire(&self, retirement: &mut Retirement) -> Result<bool, BackendError> {
+        let stream = retirement.stream;
+        let last = match retirement.last {
+            Some(event) => event,
+            None => {
+                if self.is_busy(retirement) {
+                    return Ok(false);
+                }
+                *retirement.last.insert(self.backend.record(stream)?)
+            }
+        };
+        if !self.backend.done(last)? {
+            return Ok(false);
+        }
+        self.backend.forget(last);
+        self.pools().for_each(|pool| pool.state.lock().clocks.closed(stream));
+        self.backend.close_stream(stream);
+        Ok(true)
     }
 
     /// Whether a stream has unfinished work, or blocks that will come back on it. Looks through all blocks, but after a find only
