@@ -59,7 +59,7 @@ pub const MUTANTS: &[Mutant] = &[
     ),
     stream(
         "the rest of a block that is split loses its fence",
-        &[edit(HEAP, "self.table[rest].fence = self.table[index].fence;", "self.table[rest].fence = FenceId::NONE;")],
+        &[edit(HEAP, "fences.copy(self.table[taken].fence)", "FenceId::NONE")],
     ),
     stream(
         "a further user's counter is advanced at used_on, not at the drop",
@@ -108,8 +108,8 @@ pub const MUTANTS: &[Mutant] = &[
         "one pair of its own lets a stream pass a shared fence",
         &[edit(
             FENCE,
-            "self.pairs(fence).all(|pair| self.passed(pair, stream))",
-            "self.pairs(fence).any(|pair| self.passed(pair, stream))",
+            "pairs.iter().all(|pair| self.passed(*pair, stream))",
+            "pairs.iter().any(|pair| self.passed(*pair, stream))",
         )],
     ),
     stream(
@@ -122,7 +122,11 @@ pub const MUTANTS: &[Mutant] = &[
     ),
     stream(
         "a stream's number goes back while a block names it",
-        &[edit(STREAMS, "if self.is_named(retirement) {", "if false {")],
+        &[edit(STREAMS, "self.pools().any(|pool| pool.state.lock().is_used_on(stream))", "false")],
+    ),
+    stream(
+        "a stream's number goes back before its last event is done",
+        &[edit(STREAMS, "if !self.backend.done(last)? {", "if false {")],
     ),
     stream(
         "a retired page is unmapped early",

