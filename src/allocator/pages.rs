@@ -147,7 +147,10 @@ fn fill<T>(
         None => Filled::Served(serve(&mut state, index, window.start)),
     };
     drop(state);
-    unmap_retired(core, id, slow)?;
+    if let Err(error) = unmap_retired(core, id, slow) {
+        // The request may be served all the same; the next one that climbs is told.
+        core.defer(error);
+    }
     match answer {
         Filled::Refused(error) if !error.is_out_of_memory() => Err(error),
         answer => Ok(answer),
