@@ -79,27 +79,28 @@ pub(super) fn fill_window(
     })
 }
 
-/// Nothing is live: all free pages come together, for `stream` behind whatever other streams still do with them, at the lowest addresses, so that neither the addresses in use
-/// nor the pages that are partly live creep up over a long life.
-pub(super) fn retreat(core: &Core, id: PoolId, stream: StreamId, slow: &mut Slow) -> Result<(), BackendError> {
+/// Whether nothing is live and free pages lie apart.
+pub(super) fn is_idle_and_scattered(core: &Core, id: PoolId) -> bool {
     let pool = core.pool(id);
-    let access = Access::AfterWait;
-    let (runs, bytes) = {
-        let state = pool.state.lock();
-        let (mut runs, mut bytes) = (0, 0);
-        state.heap.sources(access, &state.clocks, |source| {
-            runs += 1;
-            bytes += source.size;
-            true
-        });
-        (runs, bytes)
-    };
-    let page = core.caps.page.unwrap_or(core.quantum);
-    if runs < 2 || pool.meter.read().blocks.current > 0 {
-        return Ok(());
-    }
-    let wish = Wish { size: bytes, align: page, stream, prefer: Preference::Lowest };
-    let how = Filling { window: access, moves: Some(access), grow_max: 0 };
+    pool.meter.is_idle() && free_pages(&pool.state.lock()).0 > 1
+}
+
+/// How many blocks hold free pages, and how many bytes of them there are.
+fn free_pages(state: &State) -> (usize, u64) {
+    let mut found = (0, 0);
+    state.heap.sources(Access::AfterWait, &state.clocks, |source| {
+        found = (found.0 + 1, found.1 + source.size);
+        true
+    });
+    found
+}
+
+/// Nothing is live: all free pages come together, for `stream` behind whatever other streams still do with them, at the lowest
+/// addresses, so that neither the addresses in use nor the pages that are partly live creep up over a long life.
+pub(super) fn retreat(core: &Core, id: PoolId, stream: StreamId, slow: &mut Slow) -> Result<(), BackendError> {
+    let (_, size) = free_pages(&core.pool(id).state.lock());
+    let wish = Wish { size, align: core.quantum, stream, prefer: Preference::Lowest };
+    let how = Filling { window: Access::AfterWait, moves: Some(Access::AfterWait), grow_max: 0 };
     match fill(core, id, slow, wish, how, |_, _, _| ())? {
         Filled::Refused(error) if !error.is_out_of_memory() => Err(error),
         _ => Ok(()),

@@ -83,14 +83,15 @@ impl Core {
     #[cold]
     pub(crate) fn care(&self, id: PoolId, stream: StreamId) {
         let Some(mut slow) = self.slow.try_lock() else { return };
-        let pool = self.pool(id);
-        let idle = pool.meter.is_idle() && self.caps.alias;
-        let waiting = pool.state.lock().clocks.is_shared() || !slow.retired[usize::from(id.0)].is_empty();
-        let cared = match idle || waiting {
-            true => self.poll(id, &mut slow),
-            false => Ok(()),
-        };
-        let cared = cared.and_then(|()| if idle { pages::retreat(self, id, stream, &mut slow) } else { Ok(()) });
+        let scattered = self.caps.alias && pages::is_idle_and_scattered(self, id);
+        let waiting = self.pool(id).state.lock().clocks.is_shared() || !slow.retired[usize::from(id.0)].is_empty();
+        let mut cared = Ok(());
+        if scattered || waiting {
+            cared = self.poll(id, &mut slow);
+        }
+        if scattered && cared.is_ok() {
+            cared = pages::retreat(self, id, stream, &mut slow);
+        }
         if let Err(error) = cared {
             self.defer(error);
         }
