@@ -170,8 +170,8 @@ impl State {
         tag.live -= size;
         tag.blocks -= 1;
         meter.took_back(size - u64::from(note.padding), size, self.heap.pending());
-        if meter.is_idle() {
-            // The next request finds nothing live: a good moment for what is done then only.
+        if meter.is_idle() && self.heap.is_scattered() {
+            // The next request finds nothing live: a good moment to bring free pages together.
             self.until_poll = 1;
         }
     }

@@ -447,6 +447,12 @@ impl<N: Copy + Default> Heap<N> {
         self.list(self.free.head(bin)).map(|index| self.table[index].size).max().unwrap_or(0)
     }
 
+    /// Whether there is more than one free block.
+    pub fn is_scattered(&self) -> bool {
+        let Some(bin) = self.free.highest() else { return false };
+        self.free.next(0) != Some(bin) || self.table[self.free.head(bin)].bin_next != 0
+    }
+
     /// Bytes that the heap's own records take.
     pub fn memory(&self) -> u64 {
         self.table.memory() + (self.places.capacity() * size_of::<Option<Place>>()) as u64 + 16 * bins::BINS as u64 / 2
