@@ -108,6 +108,8 @@ pub(crate) struct State {
     poll_every: u32,
     /// Whether uses of this memory are ordered by streams at all.
     streams: bool,
+    /// Whether free pages are brought together when nothing is live: where moving them costs little.
+    retreats: bool,
 }
 
 impl State {
@@ -170,7 +172,7 @@ impl State {
         tag.live -= size;
         tag.blocks -= 1;
         meter.took_back(size - u64::from(note.padding), size, self.heap.pending());
-        if meter.is_idle() && self.heap.is_scattered() {
+        if meter.is_idle() && self.retreats && self.heap.is_scattered() {
             // The next request finds nothing live: a good moment to bring free pages together.
             self.until_poll = 1;
         }
@@ -343,6 +345,7 @@ impl Core {
                 until_poll: poll_every,
                 poll_every,
                 streams: self.caps.streams,
+                retreats: self.caps.alias,
             }),
             meter: Meter::default(),
         };

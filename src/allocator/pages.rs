@@ -79,10 +79,10 @@ pub(super) fn fill_window(
     })
 }
 
-/// Whether nothing is live and free pages lie apart.
+/// Whether nothing is live and free pages lie apart, where moving them costs little.
 pub(super) fn is_idle_and_scattered(core: &Core, id: PoolId) -> bool {
     let pool = core.pool(id);
-    pool.meter.is_idle() && free_pages(&pool.state.lock()).0 > 1
+    core.caps.alias && pool.meter.is_idle() && free_pages(&pool.state.lock()).0 > 1
 }
 
 /// How many blocks hold free pages, and how many bytes of them there are.

@@ -83,7 +83,7 @@ impl Core {
     #[cold]
     pub(crate) fn care(&self, id: PoolId, stream: StreamId) {
         let Some(mut slow) = self.slow.try_lock() else { return };
-        let scattered = self.caps.alias && pages::is_idle_and_scattered(self, id);
+        let scattered = pages::is_idle_and_scattered(self, id);
         let waiting = self.pool(id).state.lock().clocks.is_shared() || !slow.retired[usize::from(id.0)].is_empty();
         let mut cared = Ok(());
         if scattered || waiting {
