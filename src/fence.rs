@@ -79,6 +79,8 @@ pub struct Clocks {
     streams: Vec<StreamClock>,
     entries: Vec<Entry>,
     vacant: Vec<u32>,
+    /// Where pairs are joined.
+    scratch: Vec<(StreamId, Counter)>,
     /// Whether the CPU touches the memory: then only completion orders.
     host_ordered: bool,
 }
@@ -145,10 +147,16 @@ impl Clocks {
     /// The fence of a block dropped now by `stream`, which alone used it.
     #[inline]
     pub fn freed_on(&mut self, stream: StreamId) -> FenceId {
-        let clock = self.stream(stream);
+        let Some(clock) = self.streams.get_mut(stream.0 as usize) else { return self.freed_first(stream) };
         clock.now += 1;
         debug_assert!(clock.now <= COUNTER_MASK);
         single(stream, clock.now)
+    }
+
+    #[cold]
+    fn freed_first(&mut self, stream: StreamId) -> FenceId {
+        self.stream(stream).now = 1;
+        single(stream, 1)
     }
 
     /// The fence of a block dropped now that `stream` and `others` used. Counters are read here, at the drop.
@@ -203,8 +211,22 @@ impl Clocks {
         one.into_iter().chain(many.iter().copied())
     }
 
-    fn intern(&mut self, pairs: Vec<(StreamId, Counter)>) -> FenceId {
-        match pairs.as_slice() {
+    /// Leaves out of the table what is complete. Answers whether some fence of it names one stream or none now and should be simplified.
+    pub fn settle(&mut self) -> bool {
+        let streams = &self.streams;
+        let done = |(stream, counter): &(StreamId, Counter)| {
+            streams.get(stream.0 as usize).is_some_and(|s| s.done >= *counter)
+        };
+        let mut simpler = false;
+        for entry in self.entries.iter_mut().filter(|entry| entry.refs > 0) {
+            entry.pairs.retain(|pair| !done(pair));
+            simpler |= entry.pairs.len() < 2;
+        }
+        simpler
+    }
+
+    fn intern(&mut self, pairs: &[(StreamId, Counter)]) -> FenceId {
+        match pairs {
             [] => FenceId::NONE,
             [(stream, counter)] => single(*stream, *counter),
             _ => {
@@ -212,7 +234,9 @@ impl Clocks {
                     self.entries.push(Entry::default());
                     (self.entries.len() - 1) as u32
                 });
-                self.entries[slot as usize] = Entry { pairs, refs: 1 };
+                let entry = &mut self.entries[slot as usize];
+                entry.pairs.extend_from_slice(pairs);
+                entry.refs = 1;
                 FenceId(FenceId::SHARED | u64::from(slot))
             }
         }
@@ -376,7 +400,8 @@ impl Fences for Clocks {
 impl Clocks {
     #[cold]
     fn join_pairs(&mut self, a: FenceId, b: FenceId) -> FenceId {
-        let mut pairs: Vec<(StreamId, Counter)> = Vec::new();
+        let mut pairs = std::mem::take(&mut self.scratch);
+        pairs.clear();
         for pair in self.pairs(a).chain(self.pairs(b)).filter(|pair| !self.is_done(*pair)) {
             match pairs.iter_mut().find(|(stream, _)| *stream == pair.0) {
                 Some((_, counter)) => *counter = (*counter).max(pair.1),
@@ -386,7 +411,9 @@ impl Clocks {
         pairs.sort_unstable();
         self.release(a);
         self.release(b);
-        self.intern(pairs)
+        let fence = self.intern(&pairs);
+        self.scratch = pairs;
+        fence
     }
 
     #[cold]
@@ -394,7 +421,8 @@ impl Clocks {
         let entry = &mut self.entries[slot(fence)];
         entry.refs -= 1;
         if entry.refs == 0 {
-            entry.pairs = Vec::new();
+            // Its room is kept: joins come and go all the time.
+            entry.pairs.clear();
             self.vacant.push(slot(fence) as u32);
         }
     }

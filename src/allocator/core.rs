@@ -117,7 +117,7 @@ impl State {
     #[inline]
     fn take(&mut self, need: &Need) -> Option<u32> {
         let access = Access::Now(need.stream);
-        if need.align <= self.heap.quantum() {
+        if self.heap.aligns(need.align) {
             self.heap.take(need.size, access, &mut self.clocks)
         } else {
             self.heap.take_aligned(need.size, need.align, access, &mut self.clocks)
@@ -168,7 +168,7 @@ impl State {
             history.took_back(id);
         }
         self.heap.put(index, fence, &mut self.clocks);
-        let tag = self.tag_use(note.tag);
+        let tag = &mut self.tags[usize::from(note.tag.0)];
         tag.live -= size;
         tag.blocks -= 1;
         meter.took_back(size - u64::from(note.padding), size, self.heap.pending());
@@ -277,7 +277,7 @@ pub(crate) struct Core {
     pub unmap_moved: bool,
     pub config: RwLock<Config>,
     pub quantum: u64,
-    pools: Box<[OnceLock<Pool>]>,
+    pools: Box<[OnceLock<Box<Pool>>]>,
     pub slow: Mutex<Slow>,
     pub hooks: Hooks,
     pub waiting: Waiting,
@@ -350,7 +350,7 @@ impl Core {
             meter: Meter::default(),
         };
         slow.retired.push(Vec::new());
-        let _ = self.pools[at].set(pool);
+        let _ = self.pools[at].set(Box::new(pool));
         Ok(PoolId(at as u16))
     }
 
@@ -360,12 +360,12 @@ impl Core {
     }
 
     pub(crate) fn pools(&self) -> impl Iterator<Item = &Pool> + Clone {
-        self.pools.iter().map_while(OnceLock::get)
+        self.pools.iter().map_while(OnceLock::get).map(|pool| &**pool)
     }
 
     #[inline]
     pub(crate) fn find_pool(&self, id: PoolId) -> Option<&Pool> {
-        self.pools.get(usize::from(id.0)).and_then(OnceLock::get)
+        self.pools.get(usize::from(id.0)).and_then(OnceLock::get).map(|pool| &**pool)
     }
 
     /// Rounds a request and checks what can be known beforehand.

@@ -149,7 +149,7 @@ impl Core {
     fn refresh_fences(&self, pool: &Pool) {
         let mut guard = pool.state.lock();
         let state = &mut *guard;
-        if state.heap.pending() > 0 {
+        if state.heap.pending() > 0 && state.clocks.settle() {
             state.heap.refresh_fences(&mut state.clocks);
             pool.meter.pending_is(state.heap.pending());
         }
