@@ -95,7 +95,14 @@ pub const MUTANTS: &[Mutant] = &[
         )],
     ),
     stream("completion is taken one free too far", &[edit(FENCE, "s.done >= counter", "s.done + 1 >= counter")]),
-    stream("every event is taken to be done", &[edit(STREAMS, "if !self.backend.done(event)? {", "if false {")]),
+    stream(
+        "every event is taken to be done",
+        &[edit(
+            STREAMS,
+            "done(event)? {\n                return Ok(progress);",
+            "done(event)? && false {\n                return Ok(progress);",
+        )],
+    ),
     stream(
         "an event is recorded on the wrong stream",
         &[edit(STREAMS, "let event = self.backend.record(stream)?;", "let event = self.backend.record(StreamId(0))?;")],
@@ -126,7 +133,11 @@ pub const MUTANTS: &[Mutant] = &[
     ),
     stream(
         "a stream's number goes back before its last event is done",
-        &[edit(STREAMS, "if !self.backend.done(last)? {", "if false {")],
+        &[edit(
+            STREAMS,
+            "done(event)? {\n            return Ok(false);",
+            "done(event)? && false {\n            return Ok(false);",
+        )],
     ),
     stream(
         "a retired page is unmapped early",

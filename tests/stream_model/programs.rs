@@ -125,6 +125,8 @@ impl Plan {
             93 if random.chance(20) => {
                 world.allocator.purge().unwrap_or_else(|error| panic!("{self}: purge: {error}"));
             }
+            // Nothing is live for a moment.
+            94 if random.chance(40) => (0..world.live.len()).for_each(|_| free(world, random)),
             _ => complete(world, random),
         }
     }
