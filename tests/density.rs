@@ -36,7 +36,7 @@ impl Case {
 }
 
 fn is_full() -> bool {
-    std::env::var_os("LARDER_FULL").is_some()
+    std::env::var("LARDER_FULL").is_ok_and(|value| value == "1")
 }
 
 /// The traces to play, real ones and synthetic ones.
