@@ -8,8 +8,7 @@
 //! Memory that the CPU touches is passed only when every pair is complete.
 //!
 //! Invariants:
-//! * `seen[t] <= now` of stream t, and `done <= now`, for every stream; all of them only grow,
-//!   until the stream is closed and has seen nothing;
+//! * `seen[t] <= now` of stream t, and `done <= now`, for every stream; all of them only grow;
 //! * an event's clock is the recording stream's clock as of the record, never later;
 //! * a table entry lives while a fence names it: `refs` counts them; its pairs name distinct streams.
 
@@ -324,11 +323,6 @@ impl Clocks {
     pub fn ordered_behind(&mut self, stream: StreamId, other: StreamId) {
         let clock = self.clock(other);
         self.stream(stream).seen.join(&clock);
-    }
-
-    /// A stream is closed, all its work being complete: whoever is given its number next has seen nothing.
-    pub fn closed(&mut self, stream: StreamId) {
-        self.stream(stream).seen = Clock::default();
     }
 
     /// Entries of the table in use, for the check.

@@ -92,10 +92,10 @@ const LAGS: [Lag; 5] = [Lag::Events(0), Lag::Events(5), Lag::Events(40), Lag::Ne
 
 #[test]
 fn with_alias_free_pages_always_serve() {
-    search_all(SimMemory::Alias, &LAGS, runs(60, 20_000));
+    search_all(SimMemory::Alias, &LAGS, runs(60, 4_000));
 }
 
 #[test]
 fn with_remap_free_pages_always_serve() {
-    search_all(SimMemory::Remap, &LAGS, runs(60, 20_000));
+    search_all(SimMemory::Remap, &LAGS, runs(60, 4_000));
 }

@@ -244,7 +244,8 @@ impl Core {
         result
     }
 
-    /// Closes a stream when an event recorded behind its last free is done. Answers whether it did.
+    /// Closes a stream when an event recorded behind its last free is done. Answers whether it did. All that the stream had seen is
+    /// complete then, so that its clock is true for whoever is given the number next.
     fn retire(&self, retirement: &mut Retirement) -> Result<bool, BackendError> {
         let stream = retirement.stream;
         if retirement.event.is_none() {
@@ -258,7 +259,6 @@ impl Core {
             return Ok(false);
         }
         self.backend.forget(event);
-        self.pools().for_each(|pool| pool.state.lock().clocks.closed(stream));
         self.backend.close_stream(stream);
         Ok(true)
     }

@@ -77,12 +77,12 @@ impl World {
     pub fn use_on(&mut self, at: usize, stream: usize) {
         let other = self.streams[stream].clone();
         let held = &mut self.held[at];
-        if let Ok(event) = self.sim.record(held.streams[0].id()) {
-            let waits = self.sim.stream_wait(other.id(), event);
-            self.sim.forget(event);
-            if waits.is_err() {
-                return;
-            }
+        // Without the order there is no use.
+        let Ok(event) = self.sim.record(held.streams[0].id()) else { return };
+        let waits = self.sim.stream_wait(other.id(), event);
+        self.sim.forget(event);
+        if waits.is_err() {
+            return;
         }
         held.block.used_on(&other);
         held.streams.push(other);
