@@ -82,7 +82,7 @@ impl Default for Config {
             high_watermark: 1.0,
             low_watermark: 0.9,
             decay: None,
-            poll_every: 256,
+            poll_every: 512,
             report: ReportLevel::Summary,
         }
     }

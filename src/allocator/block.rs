@@ -8,7 +8,7 @@ use super::core::{Core, Grant};
 use super::streams::Stream;
 use super::{Any, Memory};
 use crate::backend::Span;
-use crate::ids::{BlockId, PoolId, RegionId};
+use crate::ids::{BlockId, PoolId};
 
 /// One piece of memory, owned. Dropping it gives it back, at once and without waiting for anything.
 ///
@@ -25,15 +25,13 @@ pub struct Block<M: Memory = Any> {
 struct Home {
     core: Arc<Core>,
     id: BlockId,
-    region: RegionId,
-    offset: u64,
     pool: PoolId,
 }
 
 impl<M: Memory> Block<M> {
     #[inline]
     pub(super) fn new(core: Arc<Core>, pool: PoolId, grant: Grant, requested: u64) -> Self {
-        let home = Home { core, id: grant.id, region: grant.region, offset: grant.offset, pool };
+        let home = Home { core, id: grant.id, pool };
         Block { home: Some(home), address: grant.address, requested, kind: PhantomData }
     }
 
@@ -68,7 +66,7 @@ impl<M: Memory> Block<M> {
 
     /// The block's place as its backend knows it, with the bytes asked for; `None` for a block of no bytes.
     pub fn span(&self) -> Option<Span> {
-        self.home.as_ref().map(|home| Span { region: home.region, offset: home.offset, size: self.requested })
+        self.home.as_ref().map(|home| Span { size: self.requested, ..home.core.span(home.pool, home.id) })
     }
 
     /// Bytes that the block takes: what was asked for, rounded up to the quantum.
@@ -109,7 +107,7 @@ impl<M: Memory> fmt::Debug for Block<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.home {
             Some(home) => {
-                write!(f, "Block({:?} {:?}+{} len {})", home.id, home.region, home.offset, self.requested)
+                write!(f, "Block({:?} of {:?} at {:#x} len {})", home.id, home.pool, self.address, self.requested)
             }
             None => write!(f, "Block(empty)"),
         }

@@ -29,7 +29,7 @@ use super::waiting::Waiting;
 use crate::backend::{Backend, BackendError, Capabilities, Region, Span};
 use crate::fence::Clocks;
 use crate::heap::{Heap, Owned, State as BlockState};
-use crate::ids::{Access, BlockId, FenceId, Fences, PoolId, RegionId, StreamId};
+use crate::ids::{Access, BlockId, FenceId, Fences, PoolId, StreamId};
 use crate::policy::{Config, ConfigError, PoolConfig};
 use crate::stats::Meter;
 use crate::units::align_up;
@@ -83,8 +83,6 @@ pub(crate) struct Need {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Grant {
     pub id: BlockId,
-    pub region: RegionId,
-    pub offset: u64,
     pub address: u64,
 }
 
@@ -98,8 +96,8 @@ pub(crate) struct TagUse {
 pub(crate) struct State {
     pub heap: Heap<Note>,
     pub clocks: Clocks,
-    /// Name and base address of the region in each slot.
-    pub regions: Vec<(RegionId, u64)>,
+    /// Base address of the region in each slot.
+    pub bases: Vec<u64>,
     /// Streams that use a block besides its own, by index of the block's record.
     pub users: BTreeMap<u32, Vec<StreamId>>,
     pub tags: Vec<TagUse>,
@@ -129,8 +127,7 @@ impl State {
     pub(crate) fn grant(&mut self, index: u32, need: &Need, meter: &Meter) -> Grant {
         let (view, note) = self.heap.owned(index);
         *note = Note::new(need, view.size);
-        let (region, base) = self.regions[usize::from(view.place)];
-        let grant = Grant { id: view.id, region, offset: view.offset, address: base + view.offset };
+        let grant = Grant { id: view.id, address: self.bases[usize::from(view.place)] + view.offset };
         let tag = self.tag_use(need.tag);
         tag.live += view.size;
         tag.blocks += 1;
@@ -222,10 +219,10 @@ impl State {
     pub(crate) fn add_region(&mut self, region: Region, page: Option<u64>) -> Option<u16> {
         let place = self.heap.add_region(region.id, region.size, page)?;
         let at = usize::from(place);
-        if at >= self.regions.len() {
-            self.regions.resize(at + 1, (region.id, 0));
+        if at >= self.bases.len() {
+            self.bases.resize(at + 1, 0);
         }
-        self.regions[at] = (region.id, region.base);
+        self.bases[at] = region.base;
         Some(place)
     }
 
@@ -338,7 +335,7 @@ impl Core {
             state: Mutex::new(State {
                 heap: Heap::new(self.quantum),
                 clocks,
-                regions: Vec::new(),
+                bases: Vec::new(),
                 users: BTreeMap::new(),
                 tags: vec![TagUse::default()],
                 history: None,

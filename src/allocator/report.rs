@@ -134,7 +134,7 @@ fn copy_region(state: &State, place: u16) -> (RegionRecord, Vec<RawBlock>) {
     let (size, page) = state.heap.extent(place);
     let record = RegionRecord {
         id: state.heap.region(place),
-        base: state.regions[place as usize].1,
+        base: state.bases[place as usize],
         size,
         page,
         blocks: Vec::new(),

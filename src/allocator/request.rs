@@ -125,7 +125,7 @@ impl<'a, M: Memory> Request<'a, M> {
         let grant = core.alloc(self.pool, pool, &need)?;
         let block = Block::new(core.clone(), self.pool, grant, self.bytes);
         if self.zeroed {
-            core.backend.zero(stream, Span { region: grant.region, offset: grant.offset, size: self.bytes })?;
+            core.backend.zero(stream, Span { size: self.bytes, ..core.span(self.pool, grant.id) })?;
         }
         Ok(block)
     }

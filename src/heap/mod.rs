@@ -34,7 +34,7 @@ pub use window::{Claim, Preference, Source, Window};
 /// How many blocks of the request's own bin are looked at. One is enough for density, four are cheap insurance.
 pub const SCAN: usize = 4;
 /// How many blocks above the own bin are looked at when fences stand in the way.
-const PROBES: usize = 12;
+const PROBES: usize = 24;
 
 /// A region as the heap sees it.
 #[derive(Clone, Debug)]
@@ -177,7 +177,7 @@ impl<N: Copy + Default> Heap<N> {
     /// Takes `size` bytes, a positive multiple of the quantum, out of a free block whose fence lets `access` pass.
     /// The block is live afterwards, with a default note. Constant time; may miss a block that is
     /// usable when others of like size are not ([`Heap::take_thorough`] does not).
-    #[inline]
+    #[inline(always)]
     pub fn take(&mut self, size: u64, access: Access, fences: &mut impl Fences) -> Option<u32> {
         let (index, bin) = self.find(size, access, fences)?;
         let record = &mut self.table[index];
@@ -223,6 +223,7 @@ impl<N: Copy + Default> Heap<N> {
     }
 
     /// As [`Heap::take`] for an alignment above the quantum. What is padded in front stays free.
+    #[inline(never)]
     pub fn take_aligned(&mut self, size: u64, align: u64, access: Access, fences: &mut impl Fences) -> Option<u32> {
         if align <= self.quantum() {
             return self.take(size, access, fences);
@@ -248,8 +249,21 @@ impl<N: Copy + Default> Heap<N> {
     /// When the block is not live or held.
     #[inline]
     pub fn put(&mut self, index: u32, fence: FenceId, fences: &mut impl Fences) -> u32 {
-        let record = &mut self.table[index];
-        assert!(matches!(record.state, State::Live | State::Held), "b{index} is put while {:?}", record.state);
+        let state = self.table[index].state;
+        assert!(matches!(state, State::Live | State::Held), "b{index} is put while {state:?}");
+        self.coalesce(index, fence, fences)
+    }
+
+    /// As [`Heap::put`], for a block that [`Heap::live`] just answered.
+    #[inline]
+    pub fn put_live(&mut self, index: u32, fence: FenceId, fences: &mut impl Fences) {
+        debug_assert_eq!(self.table[index].state, State::Live);
+        self.coalesce(index, fence, fences);
+    }
+
+    #[inline]
+    fn coalesce(&mut self, index: u32, fence: FenceId, fences: &mut impl Fences) -> u32 {
+        let record = &self.table[index];
         let (prev, next, size) = (record.prev, record.next, record.size);
         if self.table[prev].state == State::Free {
             let mut fence = fence;
@@ -429,15 +443,22 @@ impl<N: Copy + Default> Heap<N> {
         self.table[index].fence
     }
 
-    /// Simplifies the shared fences of all free blocks, after work was completed. Linear in the number of records.
+    /// Simplifies the shared fences of all free blocks, after work was completed. Linear in the number of free blocks.
     pub fn refresh_fences(&mut self, fences: &mut impl Fences) {
-        for record in &mut self.table.records {
-            if record.state == State::Free && record.fence.is_shared() {
-                record.fence = fences.simplify(record.fence);
-                if !record.fence.is_shared() {
-                    self.pending -= record.size;
+        let mut bin = self.free.next(0);
+        while let Some(b) = bin {
+            let mut index = self.free.head(b);
+            while index != 0 {
+                let record = &mut self.table[index];
+                if record.fence.is_shared() {
+                    record.fence = fences.simplify(record.fence);
+                    if !record.fence.is_shared() {
+                        self.pending -= record.size;
+                    }
                 }
+                index = record.bin_next;
             }
+            bin = self.free.next(b + 1);
         }
     }
 
