@@ -1,24 +1,26 @@
 //! Bins: which bin a size belongs to, and the first bin at or above one that holds anything.
 //!
-//! Sizes count in quanta. Below 64 quanta every size has a bin of its own; above, each power of two is cut into 32 bins, so
-//! a bin spans at most 1/32 of its size. Bins know indices of records only; the links are in the records.
+//! Each power of two is cut into 32 bins, so a bin spans at most 1/32 of its size: below 32 quanta every size has a bin of its own,
+//! whatever the quantum is. Bins know indices of records only; the links are in the records.
 //!
 //! Invariants: `words[b / 64]` has bit `b % 64` iff `heads[b] != 0`; `top` has bit `w` iff `words[w] != 0`.
 
 /// Bits of the size that choose the bin within a power of two.
 const MANTISSA_BITS: u32 = 5;
 const MANTISSA: u64 = 1 << MANTISSA_BITS;
-/// Enough for every size below 2^63 bytes at a quantum of at least 2 bytes.
+/// Enough for every size below 2^63 bytes, and a power of two, so that a remainder is a mask.
 const WORDS: usize = 32;
 /// Number of bins.
 pub(crate) const BINS: usize = WORDS * 64;
 
-/// The bin of a size in quanta. Monotone in the size.
+const _: () = assert!(bin_of(u64::MAX >> 1) < BINS);
+
+/// The bin of a size. Monotone in the size.
 #[inline]
-pub(crate) fn bin_of(quanta: u64) -> usize {
+pub(crate) const fn bin_of(bytes: u64) -> usize {
     // What is left after the shift has its leading bit at MANTISSA_BITS, unless nothing was shifted: that bit counts one power of two.
-    let shift = 63 - MANTISSA_BITS - (quanta | MANTISSA).leading_zeros();
-    ((shift as usize) << MANTISSA_BITS) + (quanta >> shift) as usize
+    let shift = 63 - MANTISSA_BITS - (bytes | MANTISSA).leading_zeros();
+    ((shift as usize) << MANTISSA_BITS) + (bytes >> shift) as usize
 }
 
 /// Heads of the lists of all bins, with a bitmap over them in two levels.

@@ -1,6 +1,8 @@
 //! The heap's invariants, recomputed from scratch.
 
-use super::{Heap, State, bin_of, bins};
+use super::bins::{self, bin_of};
+use super::table::Record;
+use super::{Heap, State};
 use crate::units::align_down;
 
 /// A broken invariant, with the ids that show it.
@@ -70,35 +72,43 @@ impl<N: Copy + Default> Heap<N> {
             }
             ensure!(at == place.size, "the blocks of {:?} cover {at} of {} bytes", place.id, place.size);
         }
-        self.check_bins("free", &self.free, State::Free, free)?;
-        self.check_bins("void", &self.voids, State::Void, voids)?;
+        self.check_bins(free)?;
+        self.check_list(self.voids, voids, "void", |record| record.state == State::Void)?;
         ensure!(pending == self.pending, "pending is {}, the blocks say {pending}", self.pending);
         let records = self.table.records.len();
         ensure!(seen + self.table.vacant_count() == records, "{seen} blocks of {records} records, others lost");
         Ok(())
     }
 
-    fn check_bins(&self, name: &str, bins: &bins::Bins, state: State, expected: usize) -> Result<(), Broken> {
-        ensure!(bins.consistent(), "the bitmaps of the {name} bins");
-        let mut count = 0;
+    fn check_bins(&self, expected: usize) -> Result<(), Broken> {
+        ensure!(self.free.consistent(), "the bitmaps of the bins");
+        let mut left = expected;
         for bin in 0..bins::BINS {
-            let mut prev = 0;
-            let mut index = bins.head(bin);
-            while index != 0 {
-                let record = &self.table[index];
-                ensure!(record.state == state, "b{index} is in a {name} bin while {:?}", record.state);
-                ensure!(
-                    bin_of(record.size >> self.quantum_shift) == bin,
-                    "b{index} of {} bytes in {name} bin {bin}",
-                    record.size
-                );
-                ensure!(prev == 0 || record.bin_prev == prev, "b{index} has {} before it in its bin", record.bin_prev);
-                count += 1;
-                ensure!(count <= expected, "more blocks in the {name} bins than {name} blocks");
-                (prev, index) = (index, record.bin_next);
-            }
+            let suits = |record: &Record<N>| record.state == State::Free && bin_of(record.size) == bin;
+            let count = self.list(self.free.head(bin)).take(left + 1).count();
+            ensure!(count <= left, "more blocks in bins than free blocks, in bin {bin}");
+            self.check_list(self.free.head(bin), count, "bin", suits)?;
+            left -= count;
         }
-        ensure!(count == expected, "{count} blocks in the {name} bins, {expected} are {name}");
+        ensure!(left == 0, "{left} of {expected} free blocks are in no bin");
+        Ok(())
+    }
+
+    fn check_list(
+        &self,
+        head: u32,
+        expected: usize,
+        name: &str,
+        suits: impl Fn(&Record<N>) -> bool,
+    ) -> Result<(), Broken> {
+        let (mut count, mut prev) = (0, 0);
+        for index in self.list(head).take(expected + 1) {
+            let record = &self.table[index];
+            ensure!(suits(record), "b{index} of {} bytes is in a {name} list while {:?}", record.size, record.state);
+            ensure!(prev == 0 || record.bin_prev == prev, "b{index} has {} before it in its list", record.bin_prev);
+            (count, prev) = (count + 1, index);
+        }
+        ensure!(count == expected, "a {name} list has {count} blocks or more, not {expected}");
         Ok(())
     }
 }

@@ -11,7 +11,7 @@
 //! Invariants (recomputed by [`Heap::check`]):
 //! * the blocks of a region, linked by address, cover it without gap or overlap; sizes and offsets are multiples of the quantum;
 //! * no two neighbours are both free, or both void;
-//! * a block is in the bin of its size iff it is free, and in the void bin of its size iff it is void;
+//! * a block is in the bin of its size iff it is free, and in the list of voids iff it is void;
 //! * voids, filling and retired blocks begin and end at pages;
 //! * `pending` is the sum of the sizes of free blocks whose fence is shared.
 
@@ -19,6 +19,8 @@
 
 mod bins;
 mod check;
+mod edit;
+mod find;
 mod table;
 mod window;
 
@@ -82,10 +84,11 @@ pub struct Owned {
 
 /// Blocks in regions of address space. `N` is what the owner of a live block notes on it.
 pub struct Heap<N> {
-    quantum_shift: u32,
+    quantum: u64,
     table: Table<N>,
     free: Bins,
-    voids: Bins,
+    /// The list of voids, linked as a bin is.
+    voids: u32,
     places: Vec<Option<Place>>,
     pending: u64,
     /// Blocks of at least so many bytes are cut from the end of a free block, smaller ones from its front.
@@ -100,10 +103,10 @@ impl<N: Copy + Default> Heap<N> {
     pub fn new(quantum: u64) -> Self {
         assert!(quantum.is_power_of_two() && quantum >= 2, "quantum {quantum}");
         Heap {
-            quantum_shift: quantum.trailing_zeros(),
+            quantum,
             table: Table::new(),
             free: Bins::new(),
-            voids: Bins::new(),
+            voids: 0,
             places: Vec::new(),
             pending: 0,
             large: u64::MAX,
@@ -112,13 +115,13 @@ impl<N: Copy + Default> Heap<N> {
 
     /// Bytes of which every size and offset is a multiple.
     pub fn quantum(&self) -> u64 {
-        1 << self.quantum_shift
+        self.quantum
     }
 
     /// Whether every block is aligned so, `align` being a power of two.
     #[inline]
     pub fn aligns(&self, align: u64) -> bool {
-        align >> self.quantum_shift <= 1
+        align <= self.quantum()
     }
 
     /// Adds a region of `size` bytes, as one free block (`page` is `None`: a segment) or as one void of whole pages.
@@ -192,13 +195,13 @@ impl<N: Copy + Default> Heap<N> {
             self.pending -= size;
         }
         fences.release(fence);
-        unlink(&mut self.table, &mut self.free, bin, index);
+        edit::unlink(&mut self.table, &mut self.free, bin, index);
         Some(index)
     }
 
     /// As [`Heap::take`], for any alignment of the offset, looking at every free block large enough: linear in their number.
     pub fn take_thorough(&mut self, size: u64, align: u64, access: Access, fences: &mut impl Fences) -> Option<u32> {
-        let mut bin = self.free.next(bin_of(size >> self.quantum_shift));
+        let mut bin = self.free.next(bin_of(size));
         while let Some(b) = bin {
             let mut best: Option<(u64, u64, u32)> = None;
             let mut index = self.free.head(b);
@@ -233,8 +236,7 @@ impl<N: Copy + Default> Heap<N> {
             align_up(record.offset, align).is_some_and(|start| start - record.offset + size <= record.size)
         };
         // A block of the exact size may happen to be aligned; a roomy one always is, somewhere.
-        let own =
-            self.scan(bin_of(size >> self.quantum_shift), |record| fits(record) && fences.passes(record.fence, access));
+        let own = self.scan(bin_of(size), |record| fits(record) && fences.passes(record.fence, access));
         let index = match own {
             Some(index) => index,
             None => self.find(roomy, access, fences)?.0,
@@ -318,7 +320,7 @@ impl<N: Copy + Default> Heap<N> {
         waits: impl Fn(&F, FenceId) -> usize,
     ) -> Option<u32> {
         let mut best: Option<(usize, u64, u64, u32)> = None;
-        let mut bin = self.free.next(bin_of(size >> self.quantum_shift));
+        let mut bin = self.free.next(bin_of(size));
         while let Some(b) = bin {
             for index in self.list(self.free.head(b)) {
                 let record = &self.table[index];
@@ -482,9 +484,7 @@ impl<N: Copy + Default> Heap<N> {
 
     /// Bytes that the heap's own records take.
     pub fn memory(&self) -> u64 {
-        self.table.memory()
-            + (self.places.capacity() * size_of::<Option<Place>>()) as u64
-            + 2 * size_of::<Bins>() as u64
+        self.table.memory() + (self.places.capacity() * size_of::<Option<Place>>()) as u64 + size_of::<Bins>() as u64
     }
 
     /// Slots of the regions of this heap.
@@ -535,276 +535,12 @@ impl<N: Copy + Default> Heap<N> {
             note: record.note,
         }
     }
-
-    // ---- finding -------------------------------------------------------------------------------------------------------
-
-    /// A free block that fits, and its bin.
-    #[inline(always)]
-    fn find(&self, size: u64, access: Access, fences: &impl Fences) -> Option<(u32, usize)> {
-        let bin = bin_of(size >> self.quantum_shift);
-        let (mut best, mut best_size) = (0, u64::MAX);
-        let mut index = self.free.head(bin);
-        for _ in 0..SCAN {
-            if index == 0 {
-                break;
-            }
-            let record = &self.table[index];
-            if record.size >= size && record.size < best_size && fences.passes(record.fence, access) {
-                if record.size == size {
-                    return Some((index, bin));
-                }
-                (best, best_size) = (index, record.size);
-            }
-            index = record.bin_next;
-        }
-        if best != 0 {
-            return Some((best, bin));
-        }
-        self.find_above(bin + 1, access, fences)
-    }
-
-    /// The first usable block among a few of the bins from `bin` up; all of them fit.
-    #[inline(always)]
-    fn find_above(&self, bin: usize, access: Access, fences: &impl Fences) -> Option<(u32, usize)> {
-        let mut bin = self.free.next(bin)?;
-        let mut probes = PROBES;
-        loop {
-            let mut index = self.free.head(bin);
-            while index != 0 {
-                let record = &self.table[index];
-                if fences.passes(record.fence, access) {
-                    return Some((index, bin));
-                }
-                probes -= 1;
-                if probes == 0 {
-                    return None;
-                }
-                index = record.bin_next;
-            }
-            bin = self.free.next(bin + 1)?;
-        }
-    }
-
-    /// The first of a few blocks of one bin that passes a test.
-    fn scan(&self, bin: usize, mut test: impl FnMut(&Record<N>) -> bool) -> Option<u32> {
-        self.list(self.free.head(bin)).take(SCAN).find(|index| test(&self.table[*index]))
-    }
-
-    fn list(&self, head: u32) -> impl Iterator<Item = u32> + '_ {
-        std::iter::successors((head != 0).then_some(head), |index| {
-            let next = self.table[*index].bin_next;
-            (next != 0).then_some(next)
-        })
-    }
-
-    // ---- transitions: one function each ----------------------------------------------------------------------------------
-
-    /// Takes the first `size` bytes of the larger free block `index`, which stays what it is.
-    #[inline]
-    fn take_front(&mut self, index: u32, size: u64) -> u32 {
-        let taken = self.table.add();
-        let rest = &mut self.table[index];
-        let (offset, prev, region) = (rest.offset, rest.prev, rest.region);
-        rest.offset += size;
-        rest.size -= size;
-        rest.prev = taken;
-        let front = &mut self.table[taken];
-        (front.offset, front.size, front.prev, front.next) = (offset, size, prev, index);
-        (front.region, front.state) = (region, State::Live);
-        self.table[prev].next = taken;
-        if prev == 0 {
-            self.places[region as usize].as_mut().expect("a region of this heap").first = taken;
-        }
-        taken
-    }
-
-    /// Takes the last `size` bytes of the larger free block `index`, which stays what it is.
-    #[inline]
-    fn take_back(&mut self, index: u32, size: u64) -> u32 {
-        let taken = self.cut(index, self.table[index].size - size);
-        self.table[taken].state = State::Live;
-        taken
-    }
-
-    /// The free block `index` in `bin` lost `size` bytes: it moves to the bin that suits it.
-    #[inline]
-    fn shrunk(&mut self, index: u32, bin: usize, size: u64) {
-        let rest = &self.table[index];
-        if rest.fence.is_shared() {
-            self.pending -= size;
-        }
-        let rest_bin = bin_of(rest.size >> self.quantum_shift);
-        if rest_bin != bin {
-            unlink(&mut self.table, &mut self.free, bin, index);
-            link(&mut self.table, &mut self.free, rest_bin, index);
-        }
-    }
-
-    /// The free block `index` had `old` bytes behind the fence `own` and has more behind another now: it moves to the bin that suits it.
-    #[inline]
-    fn grown(&mut self, index: u32, old: u64, own: FenceId, fence: FenceId) {
-        let record = &mut self.table[index];
-        record.fence = fence;
-        if own.is_shared() {
-            self.pending -= old;
-        }
-        if fence.is_shared() {
-            self.pending += record.size;
-        }
-        let (old, new) = (bin_of(old >> self.quantum_shift), bin_of(record.size >> self.quantum_shift));
-        if old != new {
-            unlink(&mut self.table, &mut self.free, old, index);
-            link(&mut self.table, &mut self.free, new, index);
-        }
-    }
-
-    /// Cuts the block `index` after `size` bytes into two neighbours; the second's state and fence are the caller's to set.
-    #[inline]
-    fn cut(&mut self, index: u32, size: u64) -> u32 {
-        let rest = self.table.add();
-        let record = &mut self.table[index];
-        debug_assert!(size > 0 && size < record.size);
-        let (offset, whole, next, region) = (record.offset, record.size, record.next, record.region);
-        record.size = size;
-        record.next = rest;
-        let second = &mut self.table[rest];
-        (second.offset, second.size, second.prev, second.next) = (offset + size, whole - size, index, next);
-        second.region = region;
-        self.table[next].prev = rest;
-        if next == 0 {
-            self.places[region as usize].as_mut().expect("a region of this heap").last = rest;
-        }
-        rest
-    }
-
-    /// Joins the next neighbour, which is in no bin, to `index`.
-    #[inline(always)]
-    fn absorb_next(&mut self, index: u32) {
-        let next = self.table[index].next;
-        let (size, after) = (self.table[next].size, self.table[next].next);
-        let record = &mut self.table[index];
-        record.size += size;
-        record.next = after;
-        let region = record.region;
-        self.table[after].prev = index;
-        if after == 0 {
-            self.places[region as usize].as_mut().expect("a region of this heap").last = index;
-        }
-        self.table.remove(next);
-    }
-
-    /// Joins `size` bytes in front, whose record is given up by the caller and had `prev` before it, to `index`.
-    #[inline]
-    fn absorb_prev(&mut self, index: u32, prev: u32, size: u64) {
-        let record = &mut self.table[index];
-        record.offset -= size;
-        record.size += size;
-        record.prev = prev;
-        let region = record.region;
-        self.table[prev].next = index;
-        if prev == 0 {
-            self.places[region as usize].as_mut().expect("a region of this heap").first = index;
-        }
-    }
-
-    /// Takes `[start, start + size)` of the free block `index` out of the bins; what is before and behind stays free.
-    fn detach(&mut self, index: u32, start: u64, size: u64, fences: &mut impl Fences) -> u32 {
-        let (offset, whole) = (self.table[index].offset, self.table[index].size);
-        assert!(
-            self.table[index].state == State::Free && start >= offset && start + size <= offset + whole,
-            "b{index} does not cover {start}+{size}"
-        );
-        self.remove_free(index);
-        let mut taken = index;
-        if start > offset {
-            taken = self.cut(index, start - offset);
-            self.table[taken].fence = fences.copy(self.table[index].fence);
-            self.insert_free(index);
-        }
-        if self.table[taken].size > size {
-            let rest = self.cut(taken, size);
-            self.table[rest].fence = fences.copy(self.table[taken].fence);
-            self.insert_free(rest);
-        }
-        taken
-    }
-
-    #[inline]
-    fn insert_free(&mut self, index: u32) {
-        let record = &mut self.table[index];
-        record.state = State::Free;
-        if record.fence.is_shared() {
-            self.pending += record.size;
-        }
-        let bin = bin_of(record.size >> self.quantum_shift);
-        link(&mut self.table, &mut self.free, bin, index);
-    }
-
-    #[inline(always)]
-    fn remove_free(&mut self, index: u32) {
-        let record = &self.table[index];
-        if record.fence.is_shared() {
-            self.pending -= record.size;
-        }
-        let bin = bin_of(record.size >> self.quantum_shift);
-        unlink(&mut self.table, &mut self.free, bin, index);
-    }
-
-    fn insert_void(&mut self, index: u32) {
-        let record = &mut self.table[index];
-        record.state = State::Void;
-        let bin = bin_of(record.size >> self.quantum_shift);
-        link(&mut self.table, &mut self.voids, bin, index);
-    }
-
-    fn remove_void(&mut self, index: u32) {
-        let bin = bin_of(self.table[index].size >> self.quantum_shift);
-        unlink(&mut self.table, &mut self.voids, bin, index);
-    }
-
-    /// Makes a block, which is in no bin, a void, joined with its void neighbours.
-    fn make_void(&mut self, index: u32) {
-        let record = &mut self.table[index];
-        record.generation = record.generation.wrapping_add(1);
-        let (prev, next) = (record.prev, record.next);
-        let mut index = index;
-        if self.table[next].state == State::Void {
-            self.remove_void(next);
-            self.absorb_next(index);
-        }
-        if self.table[prev].state == State::Void {
-            self.remove_void(prev);
-            index = prev;
-            self.absorb_next(index);
-        }
-        self.insert_void(index);
-    }
 }
 
 #[cold]
 #[inline(never)]
 fn stale(id: BlockId, generation: u32, state: State) -> ! {
     panic!("{id:?} is stale: its record is at generation {generation} and {state:?}")
-}
-
-#[inline]
-fn link<N: Copy + Default>(table: &mut Table<N>, bins: &mut Bins, bin: usize, index: u32) {
-    let head = bins.push(bin, index);
-    let record = &mut table[index];
-    (record.bin_prev, record.bin_next) = (0, head);
-    table[head].bin_prev = index;
-}
-
-#[inline]
-fn unlink<N: Copy + Default>(table: &mut Table<N>, bins: &mut Bins, bin: usize, index: u32) {
-    let record = &table[index];
-    let (prev, next) = (record.bin_prev, record.bin_next);
-    table[next].bin_prev = prev;
-    if prev != 0 {
-        table[prev].bin_next = next;
-    } else {
-        bins.pop(bin, next);
-    }
 }
 
 /// Whole pages inside `[offset, offset + size)`, as a range of bytes; empty when there are none.

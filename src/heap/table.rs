@@ -15,7 +15,7 @@ pub enum State {
     Live,
     /// Backed, taken out of its bin by a slow rung while the backend works on it.
     Held,
-    /// Nothing behind it, in a bin of voids.
+    /// Nothing behind it, in the list of voids.
     Void,
     /// Nothing behind it yet: taken by a slow rung while the backend puts memory there.
     Filling,
@@ -32,7 +32,7 @@ pub(crate) struct Record<N> {
     /// Neighbours by address within the region; 0 at the ends.
     pub prev: u32,
     pub next: u32,
-    /// Neighbours in the bin (free and void blocks), or in the slab's list of vacant records.
+    /// Neighbours in the bin (free blocks), in the list of voids, or in the slab's list of vacant records.
     pub bin_prev: u32,
     pub bin_next: u32,
     pub generation: u32,

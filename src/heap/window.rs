@@ -73,21 +73,8 @@ impl<N: Copy + Default> Heap<N> {
         access: Access,
         fences: &impl Fences,
     ) -> Option<Window> {
-        let mut best: Option<Window> = None;
-        let mut bin = self.voids.next(0);
-        while let Some(b) = bin {
-            let mut index = self.voids.head(b);
-            while index != 0 {
-                if let Some(window) = self.window_around(index, size, align, access, fences)
-                    && best.is_none_or(|best| key(&window, prefer) < key(&best, prefer))
-                {
-                    best = Some(window);
-                }
-                index = self.table[index].bin_next;
-            }
-            bin = self.voids.next(b + 1);
-        }
-        best
+        let windows = self.list(self.voids).filter_map(|void| self.window_around(void, size, align, access, fences));
+        windows.min_by_key(|window| key(window, prefer))
     }
 
     /// The better of the lowest and the highest placement in the run of free and void blocks around a void.
@@ -228,7 +215,7 @@ impl<N: Copy + Default> Heap<N> {
     /// a page when all are asked for.
     pub fn sources(&self, access: Access, fences: &impl Fences, mut each: impl FnMut(Source) -> bool) {
         let Some(page) = self.places.iter().flatten().filter_map(|place| place.page).min() else { return };
-        let mut bin = self.free.next(super::bin_of(page >> self.quantum_shift));
+        let mut bin = self.free.next(super::bin_of(page));
         while let Some(b) = bin {
             for index in self.list(self.free.head(b)) {
                 let record = &self.table[index];
