@@ -51,7 +51,7 @@ pub(super) struct Climb<'a> {
     pub trail: Vec<Step>,
     slack: f64,
     soft_limit: Option<u64>,
-    on_limit: OnLimit,
+    pub on_limit: OnLimit,
 }
 
 type Climbed = Result<Option<Grant>, BackendError>;
@@ -349,22 +349,34 @@ impl<'a> Climb<'a> {
     // ---- 7 and 8: what is idle goes back, then growth again -------------------------------------------------------------------
 
     fn other_pools(&mut self, slow: &mut Slow) -> Climbed {
+        // What the limit leaves is not taken from others; where the device is full, all of it must come from them.
+        loop {
+            let missing = match self.need.size.saturating_sub(self.room()) {
+                0 => self.need.size,
+                missing => missing,
+            };
+            let bytes = self.take_from_others(slow, missing)?;
+            if bytes == 0 {
+                return Ok(None);
+            }
+            self.note(Rung::OtherPools, Outcome::Freed { bytes });
+            if let Some(grant) = self.grow(slow)? {
+                return Ok(Some(grant));
+            }
+        }
+    }
+
+    /// Returns about `wanted` idle bytes of other pools. Answers the bytes.
+    fn take_from_others(&mut self, slow: &mut Slow, wanted: u64) -> Result<u64, BackendError> {
         let mut bytes = 0;
         for at in 0..self.core.pools().count() {
             let other = PoolId(at as u16);
-            if other != self.id && self.core.pool(other).meter.read().idle() > 0 {
+            if bytes < wanted && other != self.id && self.core.pool(other).meter.read().idle() > 0 {
                 self.core.poll(other, slow)?;
-                bytes += self.core.return_idle(other, slow, self.need.size.saturating_sub(bytes))?;
-            }
-            if bytes >= self.need.size {
-                break;
+                bytes += self.core.return_idle(other, slow, wanted - bytes)?;
             }
         }
-        if bytes == 0 {
-            return Ok(None);
-        }
-        self.note(Rung::OtherPools, Outcome::Freed { bytes });
-        self.grow(slow)
+        Ok(bytes)
     }
 
     fn return_idle(&mut self, slow: &mut Slow) -> Climbed {

@@ -7,7 +7,7 @@ use super::ladder::Climb;
 use super::tags::TagId;
 use crate::heap::{BlockView, State as HeapState, whole_pages};
 use crate::ids::PoolId;
-use crate::policy::ReportLevel;
+use crate::policy::{OnLimit, ReportLevel};
 use crate::snapshot::{
     BlockRecord, BlockState, OomReport, PoolRecord, RegionRecord, RequestRecord, Snapshot, TagRecord, VERSION,
 };
@@ -44,7 +44,8 @@ pub(super) fn out_of_memory(climb: Climb<'_>) -> OomReport {
             .filter(|other| !std::ptr::eq(*other, pool))
             .map(|other| other.meter.read().idle())
             .sum(),
-        budget: core.backend.budget().ok().flatten(),
+        // Servers that want their errors at once meet limits often: the driver is not asked then.
+        budget: if climb.on_limit == OnLimit::FailFast { None } else { core.backend.budget().ok().flatten() },
         snapshot: full_report_is_due(core).then(|| Box::new(core.snapshot())),
     }
 }
