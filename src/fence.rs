@@ -8,8 +8,7 @@
 //! Memory that the CPU touches is passed only when every pair is complete.
 //!
 //! Invariants:
-//! * `seen[t] <= now` of stream t, and `done <= now`, for every stream; all of them only grow,
-//!   until the stream is closed and has seen nothing;
+//! * `seen[t] <= now` of stream t, and `done <= now`, for every stream; all of them only grow;
 //! * an event's clock is the recording stream's clock as of the record, never later;
 //! * a table entry lives while a fence names it: `refs` counts them; its pairs name distinct streams.
 
@@ -79,6 +78,8 @@ pub struct Clocks {
     streams: Vec<StreamClock>,
     entries: Vec<Entry>,
     vacant: Vec<u32>,
+    /// Where pairs are joined.
+    scratch: Vec<(StreamId, Counter)>,
     /// Whether the CPU touches the memory: then only completion orders.
     host_ordered: bool,
 }
@@ -145,10 +146,16 @@ impl Clocks {
     /// The fence of a block dropped now by `stream`, which alone used it.
     #[inline]
     pub fn freed_on(&mut self, stream: StreamId) -> FenceId {
-        let clock = self.stream(stream);
+        let Some(clock) = self.streams.get_mut(stream.0 as usize) else { return self.freed_first(stream) };
         clock.now += 1;
         debug_assert!(clock.now <= COUNTER_MASK);
         single(stream, clock.now)
+    }
+
+    #[cold]
+    fn freed_first(&mut self, stream: StreamId) -> FenceId {
+        self.stream(stream).now = 1;
+        single(stream, 1)
     }
 
     /// The fence of a block dropped now that `stream` and `others` used. Counters are read here, at the drop.
@@ -203,8 +210,22 @@ impl Clocks {
         one.into_iter().chain(many.iter().copied())
     }
 
-    fn intern(&mut self, pairs: Vec<(StreamId, Counter)>) -> FenceId {
-        match pairs.as_slice() {
+    /// Leaves out of the table what is complete. Answers whether some fence of it names one stream or none now and should be simplified.
+    pub fn settle(&mut self) -> bool {
+        let streams = &self.streams;
+        let done = |(stream, counter): &(StreamId, Counter)| {
+            streams.get(stream.0 as usize).is_some_and(|s| s.done >= *counter)
+        };
+        let mut simpler = false;
+        for entry in self.entries.iter_mut().filter(|entry| entry.refs > 0) {
+            entry.pairs.retain(|pair| !done(pair));
+            simpler |= entry.pairs.len() < 2;
+        }
+        simpler
+    }
+
+    fn intern(&mut self, pairs: &[(StreamId, Counter)]) -> FenceId {
+        match pairs {
             [] => FenceId::NONE,
             [(stream, counter)] => single(*stream, *counter),
             _ => {
@@ -212,7 +233,9 @@ impl Clocks {
                     self.entries.push(Entry::default());
                     (self.entries.len() - 1) as u32
                 });
-                self.entries[slot as usize] = Entry { pairs, refs: 1 };
+                let entry = &mut self.entries[slot as usize];
+                entry.pairs.extend_from_slice(pairs);
+                entry.refs = 1;
                 FenceId(FenceId::SHARED | u64::from(slot))
             }
         }
@@ -286,6 +309,11 @@ impl Clocks {
         events.drain(..upto).map(|e| e.event).collect()
     }
 
+    /// Takes all events, of all streams, away.
+    pub fn take_events(&mut self) -> Vec<EventId> {
+        self.streams.iter_mut().flat_map(|stream| stream.events.drain(..)).map(|recorded| recorded.event).collect()
+    }
+
     fn event_clock(&self, stream: StreamId, event: EventId) -> Option<Clock> {
         let clock = self.streams.get(stream.0 as usize)?;
         clock.events.iter().find(|e| e.event == event).map(|e| e.clock.clone())
@@ -295,11 +323,6 @@ impl Clocks {
     pub fn ordered_behind(&mut self, stream: StreamId, other: StreamId) {
         let clock = self.clock(other);
         self.stream(stream).seen.join(&clock);
-    }
-
-    /// A stream is closed, all its work being complete: whoever is given its number next has seen nothing.
-    pub fn closed(&mut self, stream: StreamId) {
-        self.stream(stream).seen = Clock::default();
     }
 
     /// Entries of the table in use, for the check.
@@ -371,7 +394,8 @@ impl Fences for Clocks {
 impl Clocks {
     #[cold]
     fn join_pairs(&mut self, a: FenceId, b: FenceId) -> FenceId {
-        let mut pairs: Vec<(StreamId, Counter)> = Vec::new();
+        let mut pairs = std::mem::take(&mut self.scratch);
+        pairs.clear();
         for pair in self.pairs(a).chain(self.pairs(b)).filter(|pair| !self.is_done(*pair)) {
             match pairs.iter_mut().find(|(stream, _)| *stream == pair.0) {
                 Some((_, counter)) => *counter = (*counter).max(pair.1),
@@ -381,7 +405,9 @@ impl Clocks {
         pairs.sort_unstable();
         self.release(a);
         self.release(b);
-        self.intern(pairs)
+        let fence = self.intern(&pairs);
+        self.scratch = pairs;
+        fence
     }
 
     #[cold]
@@ -389,7 +415,8 @@ impl Clocks {
         let entry = &mut self.entries[slot(fence)];
         entry.refs -= 1;
         if entry.refs == 0 {
-            entry.pairs = Vec::new();
+            // Its room is kept: joins come and go all the time.
+            entry.pairs.clear();
             self.vacant.push(slot(fence) as u32);
         }
     }

@@ -234,6 +234,12 @@ impl Meter {
         });
     }
 
+    /// Whether nothing is live.
+    #[inline]
+    pub fn is_idle(&self) -> bool {
+        self.blocks.current() == 0
+    }
+
     /// Fences changed without a block coming or going.
     pub fn pending_is(&self, pending: u64) {
         self.write(|meter| meter.settle_pending(pending));

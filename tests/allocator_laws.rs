@@ -221,7 +221,7 @@ fn random_programs_keep_every_figure() {
 fn longer_programs_keep_every_figure() {
     for (seed, memory) in MEMORIES.into_iter().enumerate() {
         let device = SimConfig { capacity: 600 * PAGE, ..device(memory, Lag::Events(50)) };
-        Program::new(device, config(), 77 + seed as u64).run(runs(3000, 300_000), 64);
+        Program::new(device, config(), 77 + seed as u64).run(runs(3000, 60_000), 64);
     }
 }
 

@@ -3,6 +3,8 @@
 mod common;
 #[path = "heap_laws/fences.rs"]
 mod fences;
+#[path = "heap_laws/jobs.rs"]
+mod jobs;
 #[path = "heap_laws/program.rs"]
 mod program;
 #[path = "heap_laws/shadow.rs"]

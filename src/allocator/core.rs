@@ -108,6 +108,8 @@ pub(crate) struct State {
     poll_every: u32,
     /// Whether uses of this memory are ordered by streams at all.
     streams: bool,
+    /// Whether free pages are brought together when nothing is live: where moving them costs little.
+    retreats: bool,
 }
 
 impl State {
@@ -115,7 +117,7 @@ impl State {
     #[inline]
     fn take(&mut self, need: &Need) -> Option<u32> {
         let access = Access::Now(need.stream);
-        if need.align <= self.heap.quantum() {
+        if self.heap.aligns(need.align) {
             self.heap.take(need.size, access, &mut self.clocks)
         } else {
             self.heap.take_aligned(need.size, need.align, access, &mut self.clocks)
@@ -166,10 +168,14 @@ impl State {
             history.took_back(id);
         }
         self.heap.put(index, fence, &mut self.clocks);
-        let tag = self.tag_use(note.tag);
+        let tag = &mut self.tags[usize::from(note.tag.0)];
         tag.live -= size;
         tag.blocks -= 1;
         meter.took_back(size - u64::from(note.padding), size, self.heap.pending());
+        if meter.is_idle() && self.retreats && self.heap.is_scattered() {
+            // The next request finds nothing live: a good moment to bring free pages together.
+            self.until_poll = 1;
+        }
     }
 
     fn use_on(&mut self, id: BlockId, stream: StreamId) {
@@ -196,9 +202,9 @@ impl State {
             || self.heap.places().any(|place| self.heap.blocks(place).any(own))
     }
 
-    /// Whether it is time to look for completed work.
+    /// Whether it is time to look for completed work and the like.
     #[inline]
-    fn poll_is_due(&mut self) -> bool {
+    fn care_is_due(&mut self) -> bool {
         self.until_poll -= 1;
         if self.until_poll > 0 {
             return false;
@@ -271,7 +277,7 @@ pub(crate) struct Core {
     pub unmap_moved: bool,
     pub config: RwLock<Config>,
     pub quantum: u64,
-    pools: Box<[OnceLock<Pool>]>,
+    pools: Box<[OnceLock<Box<Pool>>]>,
     pub slow: Mutex<Slow>,
     pub hooks: Hooks,
     pub waiting: Waiting,
@@ -339,11 +345,12 @@ impl Core {
                 until_poll: poll_every,
                 poll_every,
                 streams: self.caps.streams,
+                retreats: self.caps.alias,
             }),
             meter: Meter::default(),
         };
         slow.retired.push(Vec::new());
-        let _ = self.pools[at].set(pool);
+        let _ = self.pools[at].set(Box::new(pool));
         Ok(PoolId(at as u16))
     }
 
@@ -353,12 +360,12 @@ impl Core {
     }
 
     pub(crate) fn pools(&self) -> impl Iterator<Item = &Pool> + Clone {
-        self.pools.iter().map_while(OnceLock::get)
+        self.pools.iter().map_while(OnceLock::get).map(|pool| &**pool)
     }
 
     #[inline]
     pub(crate) fn find_pool(&self, id: PoolId) -> Option<&Pool> {
-        self.pools.get(usize::from(id.0)).and_then(OnceLock::get)
+        self.pools.get(usize::from(id.0)).and_then(OnceLock::get).map(|pool| &**pool)
     }
 
     /// Rounds a request and checks what can be known beforehand.
@@ -376,13 +383,13 @@ impl Core {
     #[inline]
     pub(crate) fn alloc(&self, id: PoolId, pool: &Pool, need: &Need) -> Result<Grant, AllocError> {
         let mut state = pool.state.lock();
+        if state.care_is_due() {
+            drop(state);
+            self.care(id, need.stream);
+            state = pool.state.lock();
+        }
         if let Some(index) = state.take(need) {
-            let grant = state.grant(index, need, &pool.meter);
-            if state.poll_is_due() {
-                drop(state);
-                self.poll_if_idle(id);
-            }
-            return Ok(grant);
+            return Ok(state.grant(index, need, &pool.meter));
         }
         drop(state);
         ladder::climb(self, id, need)

@@ -24,10 +24,20 @@ pub(super) struct Filling {
     pub grow_max: u64,
 }
 
+/// What is to be one free stretch of addresses.
+#[derive(Clone, Copy, Debug)]
+struct Wish {
+    size: u64,
+    align: u64,
+    /// The stream that will use it.
+    stream: StreamId,
+    prefer: Preference,
+}
+
 /// What came of filling a window.
 #[derive(Debug)]
-pub(super) enum Filled {
-    Served(Grant),
+pub(super) enum Filled<T> {
+    Served(T),
     /// No stretch of addresses is large enough.
     NoWindow,
     /// So many bytes of pages are needed, so many can be had.
@@ -54,17 +64,63 @@ pub(super) fn fill_window(
     need: &Need,
     slow: &mut Slow,
     how: Filling,
-) -> Result<Filled, BackendError> {
-    let pool = core.pool(id);
+) -> Result<Filled<Grant>, BackendError> {
     ensure_region(core, id)?;
+    let pool = core.pool(id);
+    let crowded = {
+        let state = pool.state.lock();
+        state.addresses() > ADDRESSES_PER_LIVE * pool.meter.crest().max(need.size)
+    };
+    let prefer = if crowded { Preference::Inside } else { Preference::FewestPages };
+    let wish = Wish { size: need.size, align: need.align, stream: need.stream, prefer };
+    fill(core, id, slow, wish, how, |state, index, start| {
+        let taken = state.heap.carve(index, start, need.size, &mut state.clocks);
+        state.grant(taken, need, &pool.meter)
+    })
+}
+
+/// Whether nothing is live and free pages lie apart, where moving them costs little.
+pub(super) fn is_idle_and_scattered(core: &Core, id: PoolId) -> bool {
+    let pool = core.pool(id);
+    core.caps.alias && pool.meter.is_idle() && free_pages(&pool.state.lock()).0 > 1
+}
+
+/// How many blocks hold free pages, and how many bytes of them there are.
+fn free_pages(state: &State) -> (usize, u64) {
+    let mut found = (0, 0);
+    state.heap.sources(Access::AfterWait, &state.clocks, |source| {
+        found = (found.0 + 1, found.1 + source.size);
+        true
+    });
+    found
+}
+
+/// Nothing is live: all free pages come together, for `stream` behind whatever other streams still do with them, at the lowest
+/// addresses, so that neither the addresses in use nor the pages that are partly live creep up over a long life.
+pub(super) fn retreat(core: &Core, id: PoolId, stream: StreamId, slow: &mut Slow) -> Result<(), BackendError> {
+    let (_, size) = free_pages(&core.pool(id).state.lock());
+    let wish = Wish { size, align: core.quantum, stream, prefer: Preference::Lowest };
+    let how = Filling { window: Access::AfterWait, moves: Some(Access::AfterWait), grow_max: 0 };
+    match fill(core, id, slow, wish, how, |_, _, _| ())? {
+        Filled::Refused(error) if !error.is_out_of_memory() => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Makes a window one free block and hands it to `serve`, under the lock under which it became one.
+fn fill<T>(
+    core: &Core,
+    id: PoolId,
+    slow: &mut Slow,
+    wish: Wish,
+    how: Filling,
+    serve: impl FnOnce(&mut State, u32, u64) -> T,
+) -> Result<Filled<T>, BackendError> {
+    let pool = core.pool(id);
     let mut guard = pool.state.lock();
     let state = &mut *guard;
-    let crest = pool.meter.crest().max(need.size);
-    let prefer =
-        if state.addresses() > ADDRESSES_PER_LIVE * crest { Preference::Inside } else { Preference::FewestPages };
-    let Some(window) = state.heap.best_window(need.size, need.align, prefer, how.window, &state.clocks) else {
-        return Ok(Filled::NoWindow);
-    };
+    let window = state.heap.best_window(wish.size, wish.align, wish.prefer, how.window, &state.clocks);
+    let Some(window) = window else { return Ok(Filled::NoWindow) };
     let claim = state.heap.claim(&window, &mut state.clocks);
     let sources = how.moves.map_or(Vec::new(), |access| gather(state, access, window.missing));
     let found: u64 = sources.iter().map(|source| source.size).sum();
@@ -76,11 +132,11 @@ pub(super) fn fill_window(
         .iter()
         .map(|source| state.heap.hold(source.index, source.start, source.size, &mut state.clocks))
         .collect();
-    let pairs = missing_pairs(state, need.stream, claim.held.iter().chain(&held));
+    let pairs = missing_pairs(state, wish.stream, claim.held.iter().chain(&held));
     let chunks = cut_chunks(state, &claim, &held);
     drop(guard);
 
-    let (done, error) = match core.wait_between(pool, need.stream, &pairs) {
+    let (done, error) = match core.wait_between(pool, wish.stream, &pairs) {
         Ok(()) => call_driver(core, &chunks),
         Err(error) => (0, Some(error)),
     };
@@ -89,11 +145,7 @@ pub(super) fn fill_window(
     let index = commit(core, pool, &mut state, slow, id, &claim, &chunks, done);
     let answer = match error {
         Some(error) => Filled::Refused(error),
-        None => {
-            let state = &mut *state;
-            let taken = state.heap.carve(index, window.start, need.size, &mut state.clocks);
-            Filled::Served(state.grant(taken, need, &pool.meter))
-        }
+        None => Filled::Served(serve(&mut state, index, window.start)),
     };
     drop(state);
     if let Err(error) = unmap_retired(core, id, slow) {

@@ -211,6 +211,7 @@ impl Drop for Core {
     fn drop(&mut self) {
         let mut slow = std::mem::take(&mut *self.slow.lock());
         slow.retired.resize_with(self.pools().count(), Vec::new);
+        slow.retiring.drain(..).filter_map(|stream| stream.event).for_each(|event| self.backend.forget(event));
         let longest = self.config.read().wait_max;
         for at in 0..self.pools().count() {
             let id = PoolId(at as u16);
@@ -218,6 +219,8 @@ impl Drop for Core {
                 return;
             }
             let _ = self.return_idle(id, &mut slow, u64::MAX);
+            let events = self.pool(id).state.lock().clocks.take_events();
+            events.into_iter().for_each(|event| self.backend.forget(event));
             if self.caps.page.is_some() {
                 let state = self.pool(id).state.lock();
                 let regions: Vec<_> = state

@@ -13,6 +13,9 @@ use crate::fence::Counter;
 use crate::ids::{EventId, PoolId, StreamId};
 use crate::stats::Count;
 
+/// Stream numbers have 15 bits here: notes and fences use the sixteenth to say "several streams".
+const STREAMS_MAX: u16 = 1 << 15;
+
 /// A stream of an allocator's device. Cheap to clone; when the last clone goes, the stream's number is given
 /// back once its work is complete.
 #[derive(Clone)]
@@ -70,15 +73,26 @@ pub(crate) struct Retirement {
     stream: StreamId,
     /// How many blocks must have come back before blocks are looked through again.
     look_at: u64,
+    /// Behind all that the stream was given, once nobody frees on it any more.
+    pub event: Option<EventId>,
 }
 
 impl Core {
-    /// Looks for completed work unless a slow call is under way, which does so itself.
+    /// What is worth doing now and then, unless a slow call is under way: looking for completed work, and bringing the pages of an idle
+    /// pool together.
     #[cold]
-    pub(crate) fn poll_if_idle(&self, id: PoolId) {
+    pub(crate) fn care(&self, id: PoolId, stream: StreamId) {
         let Some(mut slow) = self.slow.try_lock() else { return };
-        let useful = self.pool(id).state.lock().clocks.is_shared() || !slow.retired[usize::from(id.0)].is_empty();
-        if useful && let Err(error) = self.poll(id, &mut slow) {
+        let scattered = pages::is_idle_and_scattered(self, id);
+        let waiting = self.pool(id).state.lock().clocks.is_shared() || !slow.retired[usize::from(id.0)].is_empty();
+        let mut cared = Ok(());
+        if scattered || waiting {
+            cared = self.poll(id, &mut slow);
+        }
+        if scattered && cared.is_ok() {
+            cared = pages::retreat(self, id, stream, &mut slow);
+        }
+        if let Err(error) = cared {
             self.defer(error);
         }
     }
@@ -135,7 +149,7 @@ impl Core {
     fn refresh_fences(&self, pool: &Pool) {
         let mut guard = pool.state.lock();
         let state = &mut *guard;
-        if state.heap.pending() > 0 {
+        if state.heap.pending() > 0 && state.clocks.settle() {
             state.heap.refresh_fences(&mut state.clocks);
             pool.meter.pending_is(state.heap.pending());
         }
@@ -218,16 +232,35 @@ impl Core {
 
     fn retire_streams(&self, slow: &mut Slow) -> Result<(), BackendError> {
         let abandoned = std::mem::take(&mut *self.abandoned.lock());
-        slow.retiring.extend(abandoned.into_iter().map(|stream| Retirement { stream, look_at: 0 }));
-        slow.retiring.retain_mut(|retirement| {
-            let busy = self.is_busy(retirement);
-            if !busy {
-                self.pools().for_each(|pool| pool.state.lock().clocks.closed(retirement.stream));
-                self.backend.close_stream(retirement.stream);
+        slow.retiring.extend(abandoned.into_iter().map(|stream| Retirement { stream, look_at: 0, event: None }));
+        let mut result = Ok(());
+        slow.retiring.retain_mut(|retirement| match self.retire(retirement) {
+            Ok(closed) => !closed,
+            Err(error) => {
+                result = Err(error);
+                true
             }
-            busy
         });
-        Ok(())
+        result
+    }
+
+    /// Closes a stream when an event recorded behind its last free is done. Answers whether it did. All that the stream had seen is
+    /// complete then, so that its clock is true for whoever is given the number next.
+    fn retire(&self, retirement: &mut Retirement) -> Result<bool, BackendError> {
+        let stream = retirement.stream;
+        if retirement.event.is_none() {
+            if self.is_busy(retirement) {
+                return Ok(false);
+            }
+            retirement.event = Some(self.backend.record(stream)?);
+        }
+        let Some(event) = retirement.event else { return Ok(false) };
+        if !self.backend.done(event)? {
+            return Ok(false);
+        }
+        self.backend.forget(event);
+        self.backend.close_stream(stream);
+        Ok(true)
     }
 
     /// Whether a stream has unfinished work, or blocks that will come back on it. Looks through all blocks, but after a find only
@@ -260,6 +293,12 @@ impl Core {
         if self.lost.load(Relaxed) {
             return Err(BackendError::Lost { reason: "an earlier call found it lost".into() });
         }
-        Ok(Stream::new(self.clone(), self.backend.open_stream()?))
+        let id = self.backend.open_stream()?;
+        if id.0 >= STREAMS_MAX {
+            self.backend.close_stream(id);
+            let max = u64::from(STREAMS_MAX);
+            return Err(BackendError::TooLarge { call: "open_stream", requested: u64::from(id.0) + 1, max });
+        }
+        Ok(Stream::new(self.clone(), id))
     }
 }

@@ -25,12 +25,12 @@ pub(crate) fn bin_of(quanta: u64) -> usize {
 pub(crate) struct Bins {
     top: u32,
     words: [u64; WORDS],
-    heads: Box<[u32; BINS]>,
+    heads: [u32; BINS],
 }
 
 impl Bins {
     pub(crate) fn new() -> Self {
-        Bins { top: 0, words: [0; WORDS], heads: Box::new([0; BINS]) }
+        Bins { top: 0, words: [0; WORDS], heads: [0; BINS] }
     }
 
     #[inline]

@@ -115,6 +115,12 @@ impl<N: Copy + Default> Heap<N> {
         1 << self.quantum_shift
     }
 
+    /// Whether every block is aligned so, `align` being a power of two.
+    #[inline]
+    pub fn aligns(&self, align: u64) -> bool {
+        align >> self.quantum_shift <= 1
+    }
+
     /// Adds a region of `size` bytes, as one free block (`page` is `None`: a segment) or as one void of whole pages.
     /// Answers the region's slot; `None` when all 65,535 slots are taken.
     pub fn add_region(&mut self, id: RegionId, size: u64, page: Option<u64>) -> Option<u16> {
@@ -447,9 +453,17 @@ impl<N: Copy + Default> Heap<N> {
         self.list(self.free.head(bin)).map(|index| self.table[index].size).max().unwrap_or(0)
     }
 
+    /// Whether there is more than one free block.
+    pub fn is_scattered(&self) -> bool {
+        let Some(bin) = self.free.highest() else { return false };
+        self.free.next(0) != Some(bin) || self.table[self.free.head(bin)].bin_next != 0
+    }
+
     /// Bytes that the heap's own records take.
     pub fn memory(&self) -> u64 {
-        self.table.memory() + (self.places.capacity() * size_of::<Option<Place>>()) as u64 + 16 * bins::BINS as u64 / 2
+        self.table.memory()
+            + (self.places.capacity() * size_of::<Option<Place>>()) as u64
+            + 2 * size_of::<Bins>() as u64
     }
 
     /// Slots of the regions of this heap.
@@ -643,7 +657,7 @@ impl<N: Copy + Default> Heap<N> {
     }
 
     /// Joins the next neighbour, which is in no bin, to `index`.
-    #[inline]
+    #[inline(always)]
     fn absorb_next(&mut self, index: u32) {
         let next = self.table[index].next;
         let (size, after) = (self.table[next].size, self.table[next].next);
@@ -705,7 +719,7 @@ impl<N: Copy + Default> Heap<N> {
         link(&mut self.table, &mut self.free, bin, index);
     }
 
-    #[inline]
+    #[inline(always)]
     fn remove_free(&mut self, index: u32) {
         let record = &self.table[index];
         if record.fence.is_shared() {

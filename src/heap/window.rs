@@ -20,6 +20,8 @@ pub enum Preference {
     FewestPages,
     /// As above among those below the open end; the open end only when there is no other.
     Inside,
+    /// The one that begins lowest.
+    Lowest,
 }
 
 /// A stretch of addresses that could hold a request.
@@ -255,9 +257,11 @@ impl<N: Copy + Default> Heap<N> {
     }
 }
 
-fn key(window: &Window, prefer: Preference) -> (bool, u64, u64, bool, u16, u64) {
+/// Less is better.
+fn key(window: &Window, prefer: Preference) -> impl Ord + use<> {
     let outside = prefer == Preference::Inside && window.open;
-    (outside, window.missing + window.whole, window.missing, window.open, window.place, window.start)
+    let lowest = if prefer == Preference::Lowest { window.start } else { 0 };
+    (outside, lowest, window.missing + window.whole, window.missing, window.open, window.place, window.start)
 }
 
 /// The pages of the block `[offset, offset + size)` that `[start, start + len)` touches.

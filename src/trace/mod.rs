@@ -48,6 +48,7 @@ mod lines;
 pub mod models;
 mod program;
 mod read;
+mod record;
 pub mod replay;
 mod write;
 
@@ -56,6 +57,7 @@ use std::sync::Arc;
 pub use error::{TraceError, TraceErrorKind};
 pub use program::{Alloc, Builder, Op, Trace};
 pub use read::{Headers, Limits, Reader};
+pub use record::write_recording;
 pub use write::{WriteError, Writer};
 
 /// Longest line in bytes, its end not counted.

@@ -1,0 +1,167 @@
+//! The mutants: defects that a person could well write, each a change of a few words.
+//!
+//! The old text of an edit occurs exactly once in its file; where the sources have changed, change it here too.
+
+/// A planted defect.
+pub struct Mutant {
+    /// What is wrong in it.
+    pub name: &'static str,
+    /// The changes that make it.
+    pub edits: &'static [Edit],
+    /// The test that must fail.
+    pub caught_by: &'static str,
+}
+
+/// A change of a source.
+pub struct Edit {
+    /// Under `src`.
+    pub file: &'static str,
+    pub old: &'static str,
+    pub new: &'static str,
+}
+
+const fn edit(file: &'static str, old: &'static str, new: &'static str) -> Edit {
+    Edit { file, old, new }
+}
+
+const fn stream(name: &'static str, edits: &'static [Edit]) -> Mutant {
+    Mutant { name, edits, caught_by: "stream_model" }
+}
+
+const FENCE: &str = "fence.rs";
+const CORE: &str = "allocator/core.rs";
+const STREAMS: &str = "allocator/streams.rs";
+const PAGES: &str = "allocator/pages.rs";
+const HEAP: &str = "heap/mod.rs";
+
+pub const MUTANTS: &[Mutant] = &[
+    stream("a wait is dropped", &[edit(STREAMS, "self.backend.stream_wait(stream, event)?;", "")]),
+    stream(
+        "a wait is for an event that is too old",
+        &[edit(FENCE, "find(|e| e.clock.get(stream) >= counter)", "find(|_| counter > 0)")],
+    ),
+    stream(
+        "a neighbour's fence is lost when blocks join",
+        &[edit(HEAP, "fences.join(fence, self.table[next].fence)", "fence")],
+    ),
+    stream("a pair is lost when fences join", &[edit(FENCE, "self.pairs(a).chain(self.pairs(b))", "self.pairs(a)")]),
+    stream(
+        "of one stream's two counters the older stays",
+        &[edit(FENCE, "FenceId(a.0.max(b.0))", "FenceId(a.0.min(b.0))")],
+    ),
+    stream(
+        "of a pair's two counters the older stays",
+        &[edit(FENCE, "*counter = (*counter).max(pair.1)", "*counter = (*counter).min(pair.1)")],
+    ),
+    stream(
+        "of held blocks only the older work is waited for",
+        &[edit(PAGES, "known.1 = known.1.max(pair.1)", "known.1 = known.1.min(pair.1)")],
+    ),
+    stream(
+        "the rest of a block that is split loses its fence",
+        &[edit(HEAP, "fences.copy(self.table[taken].fence)", "FenceId::NONE")],
+    ),
+    stream(
+        "a further user's counter is advanced at used_on, not at the drop",
+        &[
+            edit(CORE, "users.push(stream);", "users.push(stream); let _ = self.clocks.freed_on(stream);"),
+            edit(FENCE, "let also = self.freed_on(*other);", "let also = single(*other, self.now(*other));"),
+        ],
+    ),
+    stream("a drop does not advance the counter", &[edit(FENCE, "clock.now += 1;", "clock.now = clock.now.max(1);")]),
+    stream(
+        "a wait is taken to carry the clock of now",
+        &[edit(
+            FENCE,
+            "= self.event_clock(other, event)",
+            "= self.event_clock(other, event).map(|_| self.clock(other))",
+        )],
+    ),
+    stream(
+        "a completed event is taken to carry the clock of now",
+        &[edit(
+            FENCE,
+            "= self.event_clock(stream, event)",
+            "= self.event_clock(stream, event).map(|_| self.clock(stream))",
+        )],
+    ),
+    stream(
+        "completion on one stream marks another's later work",
+        &[edit(
+            FENCE,
+            "*done = (*done).max(*counter);",
+            "*done = (*done).max(*counter); if at != stream.0 as usize { let now = self.now(StreamId(at as u16)); \
+             self.stream(StreamId(at as u16)).done = now; }",
+        )],
+    ),
+    stream("completion is taken one free too far", &[edit(FENCE, "s.done >= counter", "s.done + 1 >= counter")]),
+    stream(
+        "every event is taken to be done",
+        &[edit(
+            STREAMS,
+            "done(event)? {\n                return Ok(progress);",
+            "done(event)? && false {\n                return Ok(progress);",
+        )],
+    ),
+    stream(
+        "an event is recorded on the wrong stream",
+        &[edit(STREAMS, "let event = self.backend.record(stream)?;", "let event = self.backend.record(StreamId(0))?;")],
+    ),
+    stream(
+        "the host is treated as an ordered stream",
+        &[edit(CORE, "Clocks::new(self.caps.host_ordered)", "Clocks::new(false)")],
+    ),
+    stream(
+        "one pair of its own lets a stream pass a shared fence",
+        &[edit(
+            FENCE,
+            "pairs.iter().all(|pair| self.passed(*pair, stream))",
+            "pairs.iter().any(|pair| self.passed(*pair, stream))",
+        )],
+    ),
+    stream(
+        "follows is taken the wrong way round",
+        &[edit(STREAMS, "ordered_behind(self.id(), other.id())", "ordered_behind(other.id(), self.id())")],
+    ),
+    stream(
+        "further users are forgotten at the drop",
+        &[edit(CORE, "freed_by_all(note.stream(), &users)", "freed_by_all(note.stream(), &[])")],
+    ),
+    stream(
+        "a stream's number goes back while a block names it",
+        &[edit(STREAMS, "self.pools().any(|pool| pool.state.lock().is_used_on(stream))", "false")],
+    ),
+    stream(
+        "a stream's number goes back before its last event is done",
+        &[edit(
+            STREAMS,
+            "done(event)? {\n            return Ok(false);",
+            "done(event)? && false {\n            return Ok(false);",
+        )],
+    ),
+    stream(
+        "a retired page is unmapped early",
+        &[edit(PAGES, "state.clocks.complete(state.heap.fence(*index))", "*index > 0")],
+    ),
+    stream("a void is used again before it is unmapped", &[edit(PAGES, "if core.caps.alias {", "if false {")]),
+    stream(
+        "a window does not inherit the fences of the pages moved into it",
+        &[edit(PAGES, "state.clocks.copy(state.heap.fence(from))", "FenceId::NONE")],
+    ),
+    stream(
+        "pages with unfinished work are moved without an alias",
+        &[edit(
+            "allocator/ladder.rs",
+            "{ self.now() } else { Access::Completed }",
+            "{ self.now() } else { self.now() }",
+        )],
+    ),
+    stream(
+        "pages with unfinished work go back to the device",
+        &[edit("allocator/reclaim.rs", "sources(Access::Completed,", "sources(Access::AfterWait,")],
+    ),
+    stream(
+        "a segment with unfinished work is released",
+        &[edit("allocator/segments.rs", "largest_empty(Access::Completed)", "largest_empty(Access::AfterWait)")],
+    ),
+];
