@@ -58,8 +58,8 @@
 //! # What always holds
 //! * **Placement is arithmetic.** The [`heap`] knows no memory, no stream, no clock and no lock; the same calls give the same
 //!   places. [`heap::Heap::check`] recomputes its invariants from nothing, [`Allocator::check`] those of everything.
-//! * **Two locks per pool, in this order**: *slow* (one thread on the rungs above the first search; may call the driver), *state*
-//!   (arithmetic only, never across a driver call, user code or I/O). A drop takes *state* only: it never waits for the device,
+//! * **Two kinds of locks, in this order**: *slow*, one for all pools of a backend (one thread on the rungs above the first search;
+//!   may call the driver), *state*, one for each pool (arithmetic only, never across a driver call, user code or I/O). A drop takes *state* only: it never waits for the device,
 //!   never panics on a driver's word, never calls user code.
 //! * **Bytes are reused in order**: by the same stream at once, by another after completion or behind a wait on the device
 //!   ([`fence`]). Memory that the CPU touches is reused after completion only.

@@ -13,7 +13,7 @@ pub enum OnLimit {
     /// Every remedy is tried: waits, other pools, hooks, the request's deadline.
     #[default]
     Climb,
-    /// Only what needs no waiting and no one else: the error comes at once.
+    /// Only what needs no waiting and no user code: the error comes at once.
     FailFast,
 }
 
@@ -148,7 +148,7 @@ pub enum ConfigError {
 }
 
 const KEYS: &str = "limit, soft_limit, on_limit, slack, quantum, page, segment_min, alias, wait_max, high_watermark, \
-                    low_watermark, decay, poll_every";
+                    low_watermark, decay, poll_every, report";
 
 impl Config {
     /// Sets the limit.
@@ -225,6 +225,13 @@ impl Config {
             "high_watermark" => self.high_watermark = number()?,
             "low_watermark" => self.low_watermark = number()?,
             "decay" => self.decay = Some(seconds()?),
+            "report" => {
+                self.report = match (value, value.strip_prefix("full:").map(str::parse)) {
+                    ("summary", _) => ReportLevel::Summary,
+                    (_, Some(Ok(at_most_per_second))) => ReportLevel::Full { at_most_per_second },
+                    _ => return Err(bad("summary or full:TIMES_PER_SECOND")),
+                }
+            }
             "poll_every" => self.poll_every = value.parse().map_err(|_| bad("a whole number"))?,
             _ => return Err(ConfigError::UnknownKey { key: key.into(), known: KEYS }),
         }
@@ -242,10 +249,21 @@ fn ordered(low: &'static str, low_value: f64, high: &'static str, high_value: f6
 pub struct PoolConfig {
     /// The most physical bytes this pool may hold.
     pub limit: Option<u64>,
-    /// Bytes that other pools leave to this one.
+    /// Bytes that other pools leave to this one: they neither reserve them under the common limit nor take them back when they lie idle
+    /// here. Without a common limit only the latter.
     pub guarantee: u64,
-    /// The tag of blocks that are made without one.
+    /// The tag of blocks that are made without one. Fixed when the pool is made.
     pub tag: Option<String>,
+}
+
+impl PoolConfig {
+    /// Whether the fields make sense together.
+    ///
+    /// # Errors
+    /// A guarantee above the limit.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        ordered("guarantee", self.guarantee as f64, "limit", self.limit.unwrap_or(u64::MAX) as f64)
+    }
 }
 
 /// Bytes that growth may add while reserved stays within the slack over the most that is live.
@@ -260,14 +278,14 @@ pub const SEGMENT_SLACK: f64 = 1.02;
 const SEGMENT_QUANTUM: u64 = 4096;
 
 /// The least bytes of the segment for a request, on backends without pages; `None` when they do not fit in 64 bits.
-pub fn segment_size(request: u64, segment_min: u64) -> Option<u64> {
-    align_up(request.max(segment_min), SEGMENT_QUANTUM)
+pub fn segment_size(request: u64, segment_min: u64, quantum: u64) -> Option<u64> {
+    align_up(request.max(segment_min), SEGMENT_QUANTUM.max(quantum))
 }
 
 /// Bytes of a segment that serves later requests too: a 64th of the most that was ever live, where the slack leaves so much.
 ///
 /// Few large segments fragment less than many small ones, but what is left of the last one is lost: on ten real traces parts from a
 /// 128th to an 8th were within 2 % of each other in the mean.
-pub fn roomy_segment(crest: u64, spare: u64) -> u64 {
-    align_down((crest / 64).min(spare), SEGMENT_QUANTUM)
+pub fn roomy_segment(crest: u64, spare: u64, quantum: u64) -> u64 {
+    align_down((crest / 64).min(spare), SEGMENT_QUANTUM.max(quantum))
 }

@@ -200,8 +200,6 @@ impl fmt::Display for Rung {
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 pub enum Outcome {
-    /// It served the request.
-    Served,
     /// Nothing free fits: this is the largest free block.
     NoFit {
         /// Bytes.
@@ -243,7 +241,6 @@ pub enum Outcome {
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Outcome::Served => write!(f, "served"),
             Outcome::NoFit { largest_free: 0 } => write!(f, "nothing is free"),
             Outcome::NoFit { largest_free } => write!(f, "no fit, the largest free block is {}", Bytes(*largest_free)),
             Outcome::Freed { bytes } => write!(f, "freed {}", Bytes(*bytes)),
@@ -335,8 +332,12 @@ pub struct OomReport {
     pub backend: &'static str,
     /// The figures of the pool.
     pub stats: Stats,
-    /// The limit that applies, if any.
+    /// The limit that applies, if any: the pool's, or that of all pools less what is promised to others.
     pub limit: Option<u64>,
+    /// Live bytes of other pools under the same limit; 0 where the limit is the pool's own.
+    pub live_elsewhere: u64,
+    /// Bytes that growth may still add: what the limit leaves, or what the device has where that is known and less.
+    pub room: u64,
     /// Size of the pool's largest free block.
     pub largest_free: u64,
     /// Who holds most in the pool, largest first (at most [`OomReport::HOLDERS`]).
@@ -355,49 +356,50 @@ impl OomReport {
 
     /// Why the request failed.
     pub fn verdict(&self) -> Verdict {
-        let needed = self.stats.live.current.saturating_add(self.request.rounded);
+        let (rounded, stats) = (self.request.rounded, &self.stats);
         match self.limit {
-            Some(limit) if self.request.rounded > limit => return Verdict::LargerThanLimit,
-            Some(limit) if needed > limit => return Verdict::LimitReached,
+            Some(limit) if rounded > limit => return Verdict::LargerThanLimit,
+            Some(limit) if self.wanted_live() > limit => return Verdict::LimitReached,
             _ => {}
         }
-        let idle = self.stats.idle() + self.stats.pending.current;
-        if idle < self.request.rounded {
-            return if self.limit.is_some_and(|limit| self.stats.reserved.current + self.request.rounded - idle > limit)
-            {
-                Verdict::LimitReached
-            } else {
-                Verdict::DeviceFull
-            };
+        let had = stats.idle().saturating_add(self.room);
+        if had >= rounded {
+            Verdict::Fragmented
+        } else if had.saturating_add(stats.pending.current) >= rounded {
+            Verdict::WaitingForWork
+        } else {
+            Verdict::DeviceFull
         }
-        if self.stats.idle() < self.request.rounded { Verdict::WaitingForWork } else { Verdict::Fragmented }
+    }
+
+    /// What would be live, under the limit that applies, if the request were served.
+    fn wanted_live(&self) -> u64 {
+        self.stats.live.current.saturating_add(self.live_elsewhere).saturating_add(self.request.rounded)
     }
 
     /// What would let the same request succeed, in words.
     pub fn remedy(&self) -> String {
-        let stats = &self.stats;
-        let over = |limit: u64| Bytes((stats.live.current + self.request.rounded).saturating_sub(limit));
+        let (rounded, stats) = (self.request.rounded, &self.stats);
         match (self.verdict(), self.limit) {
             (Verdict::LargerThanLimit, Some(limit)) => {
-                format!("ask for at most {}, or raise the limit to {}", Bytes(limit), Bytes(self.request.rounded))
+                format!("ask for at most {}, or raise the limit to {}", Bytes(limit), Bytes(rounded))
             }
             (Verdict::LimitReached, Some(limit)) => format!(
                 "free {}, or raise the limit to {}",
-                over(limit),
-                Bytes(stats.live.current + self.request.rounded)
+                Bytes(self.wanted_live().saturating_sub(limit)),
+                Bytes(self.wanted_live())
             ),
-            (Verdict::Fragmented, _) => format!(
-                "free what keeps {} of free memory apart; a backend that can move pages would have served this",
-                Bytes(stats.idle())
-            ),
+            (Verdict::Fragmented, _) => {
+                format!(
+                    "free what keeps {} of free memory apart, or use memory whose pages can be moved",
+                    Bytes(stats.idle())
+                )
+            }
             (Verdict::WaitingForWork, _) => "let unfinished work complete, or give the request a deadline".to_string(),
             // What the device still has, and what is idle here, counts too.
             _ => {
-                let had = stats.idle() + self.budget.map_or(0, |budget| budget.free);
-                format!(
-                    "free {} first, here or elsewhere on the device",
-                    Bytes(self.request.rounded.saturating_sub(had))
-                )
+                let had = stats.idle().saturating_add(self.room);
+                format!("free {} first, here or elsewhere on the device", Bytes(rounded.saturating_sub(had)))
             }
         }
     }

@@ -180,7 +180,7 @@ impl Program {
         };
         self.world.allocator.set_config(config).unwrap();
         let guarantee = self.rng.below(8) * PAGE;
-        self.pools[1].set_pool_config(PoolConfig { guarantee, tag: None, limit: None });
+        self.pools[1].set_pool_config(PoolConfig { guarantee, tag: None, limit: None }).unwrap();
     }
 
     /// A hook that trims, and allocates.

@@ -1,5 +1,6 @@
 //! A block of memory as its owner holds it.
 
+use std::any::TypeId;
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -89,7 +90,16 @@ impl<M: Memory> Block<M> {
         self.cast()
     }
 
-    pub(super) fn cast<N: Memory>(mut self) -> Block<N> {
+    /// The same block with the kind of its memory, if it is that kind (a block of no bytes is any kind); itself otherwise.
+    ///
+    /// # Errors
+    /// The block, unchanged, when its memory is of another kind.
+    pub fn downcast<N: Memory>(self) -> Result<Block<N>, Self> {
+        let is = |kind: TypeId| kind == TypeId::of::<N>() || TypeId::of::<N>() == TypeId::of::<Any>();
+        if self.home.as_ref().is_none_or(|home| is(home.core.kind)) { Ok(self.cast()) } else { Err(self) }
+    }
+
+    fn cast<N: Memory>(mut self) -> Block<N> {
         Block { home: self.home.take(), address: self.address, requested: self.requested, kind: PhantomData }
     }
 }

@@ -11,6 +11,7 @@
 //! * events are recorded, queried and forgotten under `slow` only;
 //! * pools are only ever added.
 
+use std::any::TypeId;
 use std::collections::BTreeMap;
 use std::panic::Location;
 use std::sync::OnceLock;
@@ -29,13 +30,15 @@ use super::waiting::Waiting;
 use crate::backend::{Backend, BackendError, Capabilities, Region, Span};
 use crate::fence::Clocks;
 use crate::heap::{Heap, Owned, State as BlockState};
-use crate::ids::{Access, BlockId, FenceId, Fences, PoolId, StreamId};
+use crate::ids::{Access, BlockId, FenceId, PoolId, StreamId};
 use crate::policy::{Config, ConfigError, PoolConfig};
 use crate::stats::Meter;
 use crate::units::align_up;
 
 /// The most pools of one allocator.
 pub(crate) const POOLS_MAX: usize = 256;
+/// The longest region: sizes and sums of a few of them stay within 64 bits.
+const REGION_MAX: u64 = 1 << 60;
 
 /// What a live block is to the allocator: who asked for it and what it is for.
 #[derive(Clone, Copy, Debug, Default)]
@@ -226,15 +229,25 @@ impl State {
         Some(place)
     }
 
-    /// The largest segment that is one free block which `access` may have.
-    pub(crate) fn largest_empty(&self, access: Access) -> Option<(u16, u32)> {
-        let empty = |place: u16| {
+    /// Segments that are one free block: bytes, slot, block, and whether the work on it is complete.
+    fn empty_segments(&self) -> impl Iterator<Item = (u64, u16, u32, bool)> + '_ {
+        self.heap.places().filter_map(|place| {
             let index = self.heap.whole(place)?;
             let view = self.heap.view(index);
-            let usable = view.state == BlockState::Free && self.clocks.passes(view.fence, access);
-            usable.then_some((view.size, place, index))
-        };
-        self.heap.places().filter_map(empty).max().map(|(_, place, index)| (place, index))
+            (view.state == BlockState::Free).then(|| (view.size, place, index, self.clocks.complete(view.fence)))
+        })
+    }
+
+    /// The smallest empty segment of at least `wanted` bytes whose work is complete, or else the largest.
+    pub(crate) fn complete_empty(&self, wanted: u64) -> Option<(u16, u32)> {
+        let complete = || self.empty_segments().filter(|segment| segment.3);
+        let enough = complete().filter(|segment| segment.0 >= wanted).min();
+        enough.or_else(|| complete().max()).map(|(_, place, index, _)| (place, index))
+    }
+
+    /// Whether there is an empty segment whose work is not known to be complete.
+    pub(crate) fn has_unfinished_empty(&self) -> bool {
+        self.empty_segments().any(|segment| !segment.3)
     }
 
     /// Addresses in use: to the end of the last mapped page of each region.
@@ -261,8 +274,6 @@ pub(crate) struct Slow {
     pub retiring: Vec<Retirement>,
     /// When `tick` last returned memory.
     pub last_decay: Option<std::time::Duration>,
-    /// When the last full report was made.
-    pub last_full_report: Option<Instant>,
 }
 
 /// Everything behind the handles of one backend.
@@ -270,8 +281,8 @@ pub(crate) struct Core {
     pub backend: Box<dyn Backend>,
     /// What the backend can do and the config allows.
     pub caps: Capabilities,
-    /// Whether the backend leaves moved pages mapped at their old address although the config does not want it.
-    pub unmap_moved: bool,
+    /// Whether moved pages stay mapped at their old address until they are unmapped there, whatever the config says.
+    pub leaves_mapped: bool,
     pub config: RwLock<Config>,
     pub quantum: u64,
     pools: Box<[OnceLock<Box<Pool>>; POOLS_MAX]>,
@@ -285,21 +296,35 @@ pub(crate) struct Core {
     /// An error met where it could not be returned; the next slow call returns it.
     pub deferred: Mutex<Option<BackendError>>,
     pub lost: AtomicBool,
+    /// When the last full report was made.
+    pub last_full_report: Mutex<Option<Instant>>,
+    /// The limit where the config has none.
+    default_limit: Option<u64>,
+    /// The kind of the memory, as the marker type's id.
+    pub kind: TypeId,
     /// Streams whose last handle went and that a slow call should retire.
     pub abandoned: Mutex<Vec<StreamId>>,
 }
 
 impl Core {
-    pub(crate) fn new(backend: Box<dyn Backend>, config: Config) -> Result<Core, AllocError> {
+    pub(crate) fn new(
+        backend: Box<dyn Backend>,
+        mut config: Config,
+        default_limit: Option<u64>,
+        kind: TypeId,
+    ) -> Result<Core, AllocError> {
+        config.limit = config.limit.or(default_limit);
         config.validate()?;
         let mut caps = backend.capabilities();
-        let unmap_moved = caps.alias && !config.alias;
+        caps.region_max = caps.region_max.min(REGION_MAX);
+        let leaves_mapped = caps.alias;
         caps.alias &= config.alias;
-        let quantum = config.quantum.unwrap_or(caps.quantum).max(caps.quantum.min(16));
+        let quantum = config.quantum.unwrap_or(caps.quantum);
+        check_quantum(quantum, &caps)?;
         let core = Core {
             backend,
             caps,
-            unmap_moved,
+            leaves_mapped,
             quantum,
             config: RwLock::new(config),
             pools: Box::new([const { OnceLock::new() }; POOLS_MAX]),
@@ -310,6 +335,9 @@ impl Core {
             reserved_peak: AtomicU64::new(0),
             deferred: Mutex::new(None),
             lost: AtomicBool::new(false),
+            last_full_report: Mutex::new(None),
+            default_limit,
+            kind,
             abandoned: Mutex::new(Vec::new()),
         };
         core.add_pool("default", PoolConfig::default())?;
@@ -317,6 +345,7 @@ impl Core {
     }
 
     pub(crate) fn add_pool(&self, name: &str, config: PoolConfig) -> Result<PoolId, AllocError> {
+        config.validate()?;
         let mut slow = self.slow.lock();
         let at = self.pools().count();
         if at == POOLS_MAX {
@@ -369,8 +398,8 @@ impl Core {
     /// Rounds a request and checks what can be known beforehand.
     #[inline]
     pub(crate) fn round(&self, bytes: u64, align: u64) -> Result<u64, AllocError> {
-        if !align.is_power_of_two() || align > self.caps.base_align.max(self.quantum) {
-            return Err(AllocError::BadAlignment { align, max: self.caps.base_align.max(self.quantum) });
+        if !align.is_power_of_two() || align > self.caps.base_align {
+            return Err(AllocError::BadAlignment { align, max: self.caps.base_align });
         }
         match align_up(bytes, self.quantum) {
             Some(size) if size <= self.caps.region_max => Ok(size),
@@ -434,29 +463,47 @@ impl Core {
         self.reserved.store(self.reserved.load(Relaxed) - bytes, Relaxed);
     }
 
-    /// Bytes that a pool may still reserve, and the limit that says so (of the pool or of all, whichever leaves less).
-    pub(crate) fn room(&self, id: PoolId) -> (u64, Option<u64>) {
+    /// What a pool may still reserve.
+    pub(crate) fn room(&self, id: PoolId) -> Room {
         let pool = self.pool(id);
         let own = pool.meter.read().reserved.current;
         let promised: u64 = self
             .pools()
             .filter(|other| !std::ptr::eq(*other, pool))
             .map(|other| other.config.read().guarantee.saturating_sub(other.meter.read().reserved.current))
-            .sum();
+            .fold(0, u64::saturating_add);
         let of_all = self.config.read().limit.map(|limit| {
             let limit = limit.saturating_sub(promised);
             (limit.saturating_sub(self.reserved.load(Relaxed)), limit)
         });
         let of_pool = pool.config.read().limit.map(|limit| (limit.saturating_sub(own), limit));
         match (of_all, of_pool) {
-            (Some(all), Some(pool)) if pool.0 < all.0 => (pool.0, Some(pool.1)),
-            (Some(all), _) => (all.0, Some(all.1)),
-            (None, Some(pool)) => (pool.0, Some(pool.1)),
-            (None, None) => (u64::MAX, None),
+            (Some(all), Some(pool)) if pool.0 < all.0 => Room { left: pool.0, limit: Some(pool.1), of_pool: true },
+            (Some(all), _) => Room { left: all.0, limit: Some(all.1), of_pool: false },
+            (None, Some(pool)) => Room { left: pool.0, limit: Some(pool.1), of_pool: true },
+            (None, None) => Room { left: u64::MAX, limit: None, of_pool: false },
         }
     }
 
+    /// Whether a limit forbids so many more live bytes in a pool, whatever is returned or moved: only a free could help.
+    pub(crate) fn forbids(&self, id: PoolId, bytes: u64) -> bool {
+        let live = |pool: &Pool| pool.meter.read().live.current;
+        let all: u64 = self.pools().map(live).sum();
+        let over = |limit: Option<u64>, live: u64| limit.is_some_and(|limit| live.saturating_add(bytes) > limit);
+        over(self.config.read().limit, all) || over(self.pool(id).config.read().limit, live(self.pool(id)))
+    }
+
+    /// Changes what can be changed of a pool.
+    pub(crate) fn set_pool_config(&self, id: PoolId, mut config: PoolConfig) -> Result<(), ConfigError> {
+        config.validate()?;
+        let mut current = self.pool(id).config.write();
+        config.tag = current.tag.take();
+        *current = config;
+        Ok(())
+    }
+
     pub(crate) fn set_config(&self, mut config: Config) -> Result<(), ConfigError> {
+        config.limit = config.limit.or(self.default_limit);
         config.validate()?;
         let mut current = self.config.write();
         (config.quantum, config.page, config.alias) = (current.quantum, current.page, current.alias);
@@ -481,6 +528,29 @@ impl Core {
         }
         let said = self.reserved.load(Relaxed);
         if said == reserved { Ok(()) } else { Err(format!("reserved is {said}, the pools say {reserved}")) }
+    }
+}
+
+/// What a pool may still reserve, and the limit that says so: its own or that of all, whichever leaves less.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Room {
+    pub left: u64,
+    pub limit: Option<u64>,
+    /// Whether the limit is the pool's own.
+    pub of_pool: bool,
+}
+
+/// A quantum must suit the memory: whole quanta make a page, and region bases are multiples of it.
+fn check_quantum(quantum: u64, caps: &Capabilities) -> Result<(), ConfigError> {
+    if !quantum.is_power_of_two() || !(16..=1 << 20).contains(&quantum) {
+        return Err(ConfigError::NotPowerOfTwo { key: "quantum", value: quantum, min: 16, max: 1 << 20 });
+    }
+    let high = [("page", caps.page.unwrap_or(u64::MAX)), ("alignment of the memory", caps.base_align)];
+    match high.into_iter().find(|(_, most)| quantum > *most) {
+        Some((high, most)) => {
+            Err(ConfigError::Contradiction { low: "quantum", low_value: quantum as f64, high, high_value: most as f64 })
+        }
+        None => Ok(()),
     }
 }
 

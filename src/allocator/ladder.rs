@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use super::core::{Core, Grant, Need, Pool, Slow};
 use super::error::AllocError;
-use super::pages::{Filled, Filling, fill_window};
+use super::pages::{Filled, Filling, add_region, fill_window};
 use super::reclaim::Shortage;
 use super::report;
 use super::segments;
@@ -50,8 +50,11 @@ pub(super) struct Climb<'a> {
     pub need: &'a Need,
     pub trail: Vec<Step>,
     slack: f64,
+    /// Set while growth beyond it must wait for the hooks.
     soft_limit: Option<u64>,
     pub on_limit: OnLimit,
+    /// Until when this request waits for unfinished work on the host: one time for all its waits.
+    patience: Option<Instant>,
 }
 
 type Climbed = Result<Option<Grant>, BackendError>;
@@ -73,6 +76,7 @@ impl<'a> Climb<'a> {
             slack: if core.caps.page.is_some() { config.slack } else { config.slack.min(SEGMENT_SLACK) },
             soft_limit: config.soft_limit,
             on_limit: config.on_limit,
+            patience: None,
         }
     }
 
@@ -84,7 +88,7 @@ impl<'a> Climb<'a> {
         if let Some(grant) = self.under_slow_lock()? {
             return Ok(Some(grant));
         }
-        if self.on_limit == OnLimit::FailFast && self.room() < self.need.size {
+        if self.stops_at_limit() {
             return Ok(None);
         }
         if let Some(grant) = self.hooks()? {
@@ -95,12 +99,12 @@ impl<'a> Climb<'a> {
 
     /// Whether the config wants an error at once and the figures say that only a free could help.
     fn fails_fast(&self) -> bool {
-        self.on_limit == OnLimit::FailFast
-            && self
-                .core
-                .room(self.id)
-                .1
-                .is_some_and(|limit| self.pool.meter.read().live.current.saturating_add(self.need.size) > limit)
+        self.on_limit == OnLimit::FailFast && self.core.forbids(self.id, self.need.size)
+    }
+
+    /// Whether a hard limit is in the way and the config wants no more tried than was.
+    fn stops_at_limit(&self) -> bool {
+        self.on_limit == OnLimit::FailFast && self.core.room(self.id).left < self.need.size
     }
 
     fn over_limit(&self) -> Outcome {
@@ -109,21 +113,27 @@ impl<'a> Climb<'a> {
 
     /// Rungs 1 to 9.
     fn under_slow_lock(&mut self) -> Climbed {
-        let mut slow = self.core.slow.lock();
+        let mut slow = match self.need.deadline {
+            Some(deadline) => match self.core.slow.try_lock_until(deadline) {
+                Some(slow) => slow,
+                None => return Ok(None),
+            },
+            None => self.core.slow.lock(),
+        };
         if let Some(grant) = self.up_to_limit(&mut slow)? {
             return Ok(Some(grant));
         }
-        // What the soft limit kept back is given before anything harder is tried, unless hooks may help.
-        if self.soft_limit.is_some() && self.core.hooks.is_empty() {
+        if self.soft_limit.is_some() {
+            if !self.stops_at_limit() && !self.core.hooks.is_silent() {
+                // What the soft limit keeps back is given when the hooks have been asked, before anything waits.
+                return Ok(None);
+            }
             self.soft_limit = None;
             if let Some(grant) = self.grow(&mut slow)? {
                 return Ok(Some(grant));
             }
         }
-        if self.on_limit == OnLimit::FailFast && self.room() < self.need.size {
-            return Ok(None);
-        }
-        self.host_wait(&mut slow)
+        if self.stops_at_limit() { Ok(None) } else { self.host_wait(&mut slow) }
     }
 
     /// Rungs 1 to 8.
@@ -150,7 +160,7 @@ impl<'a> Climb<'a> {
 
     /// Bytes that may be added under the limits.
     fn room(&self) -> u64 {
-        let (room, _) = self.core.room(self.id);
+        let room = self.core.room(self.id).left;
         let soft = self.soft_limit.map_or(u64::MAX, |soft| soft.saturating_sub(self.core.reserved.load(Relaxed)));
         room.min(soft)
     }
@@ -287,7 +297,12 @@ impl<'a> Climb<'a> {
     }
 
     fn fill(&mut self, slow: &mut Slow, rung: Rung, how: Filling) -> Climbed {
-        let outcome = match fill_window(self.core, self.id, self.need, slow, how)? {
+        let mut filled = fill_window(self.core, self.id, self.need, slow, how)?;
+        let more = rung == Rung::Grow && matches!(filled, Filled::NoWindow);
+        if more && add_region(self.core, self.id, self.need.size).is_ok() {
+            filled = fill_window(self.core, self.id, self.need, slow, how)?;
+        }
+        let outcome = match filled {
             Filled::Served(grant) => return Ok(Some(grant)),
             Filled::NoWindow => Outcome::NotApplicable { reason: "no stretch of addresses is long enough" },
             Filled::TooFew { needed, .. } if how.moves.is_none() => Outcome::NeedsMore { needed, room: how.grow_max },
@@ -305,13 +320,13 @@ impl<'a> Climb<'a> {
 
     fn grow_segment(&mut self, slow: &mut Slow, rung: Rung, room: u64) -> Climbed {
         let segment_min = self.core.config.read().segment_min;
-        let Some(least) = segment_size(self.need.size, segment_min) else { return Ok(None) };
+        let Some(least) = segment_size(self.need.size, segment_min, self.core.quantum) else { return Ok(None) };
         if rung == Rung::Grow {
             self.make_room_for_segment(slow, least)?;
         }
         let room = if rung == Rung::Grow { self.room() } else { room };
         let spare = self.slack_room().min(room).min(self.core.caps.region_max);
-        let size = least.max(roomy_segment(self.crest(), spare));
+        let size = least.max(roomy_segment(self.crest(), spare, self.core.quantum));
         if least > room {
             self.note(rung, Outcome::NeedsMore { needed: least, room });
             return Ok(None);
@@ -338,9 +353,9 @@ impl<'a> Climb<'a> {
         if over == 0 {
             return Ok(());
         }
-        if segments::has_unfinished_empty(self.core, self.id) {
-            let longest = self.core.config.read().wait_max;
-            self.core.wait_for_all(self.id, slow, longest)?;
+        if self.on_limit == OnLimit::Climb && segments::has_unfinished_empty(self.core, self.id) {
+            let until = self.patience();
+            self.core.wait_for_all(self.id, slow, until)?;
         }
         segments::release_empty(self.core, self.id, u64::MAX)?;
         Ok(())
@@ -349,6 +364,11 @@ impl<'a> Climb<'a> {
     // ---- 7 and 8: what is idle goes back, then growth again -------------------------------------------------------------------
 
     fn other_pools(&mut self, slow: &mut Slow) -> Climbed {
+        let room = self.core.room(self.id);
+        if self.core.forbids(self.id, self.need.size) || (room.of_pool && room.left < self.need.size) {
+            // Nothing that others give back would be allowed here.
+            return Ok(None);
+        }
         // What the limit leaves is not taken from others; where the device is full, all of it must come from them.
         loop {
             let missing = match self.need.size.saturating_sub(self.room()) {
@@ -371,20 +391,23 @@ impl<'a> Climb<'a> {
         let mut bytes = 0;
         for at in 0..self.core.pools().count() {
             let other = PoolId(at as u16);
-            if bytes < wanted && other != self.id && self.core.pool(other).meter.read().idle() > 0 {
+            let pool = self.core.pool(other);
+            let stats = pool.meter.read();
+            let spare = stats.reserved.current.saturating_sub(pool.config.read().guarantee).min(stats.idle());
+            if bytes < wanted && other != self.id && spare > 0 {
                 self.core.poll(other, slow)?;
-                bytes += self.core.return_idle(other, slow, wanted - bytes)?;
+                bytes += self.core.return_idle(other, spare.min(wanted - bytes))?;
             }
         }
         Ok(bytes)
     }
 
     fn return_idle(&mut self, slow: &mut Slow) -> Climbed {
-        if self.core.caps.remap {
-            // Free pages have moved already; returning them would gain nothing.
+        if self.core.caps.remap || self.core.forbids(self.id, self.need.size) {
+            // Free pages have moved already, or whatever comes back may not be used.
             return Ok(None);
         }
-        let bytes = self.core.return_idle(self.id, slow, u64::MAX)?;
+        let bytes = self.core.return_idle(self.id, u64::MAX)?;
         self.note(Rung::ReturnIdle, Outcome::Freed { bytes });
         if bytes == 0 { Ok(None) } else { self.grow(slow) }
     }
@@ -395,8 +418,9 @@ impl<'a> Climb<'a> {
         if !self.core.caps.streams {
             return Ok(None);
         }
-        let longest = self.core.config.read().wait_max;
-        let mut unfinished = false;
+        let until = self.patience();
+        let before = self.pool.meter.read().idle();
+        let (mut unfinished, mut in_time) = (false, true);
         for at in 0..self.core.pools().count() {
             let id = PoolId(at as u16);
             let streams: Vec<_> = self.core.pool(id).state.lock().clocks.streams().collect();
@@ -404,26 +428,30 @@ impl<'a> Climb<'a> {
             let busy = streams.iter().any(|stream| state.clocks.unfinished(*stream));
             drop(state);
             unfinished |= busy;
-            if busy && !self.core.wait_for_all(id, slow, longest)? {
-                self.note(Rung::HostWait, Outcome::TimedOut);
-                return Ok(None);
-            }
+            in_time &= !busy || self.core.wait_for_all(id, slow, until)?;
         }
         if !unfinished {
             return Ok(None);
         }
-        self.note(Rung::HostWait, Outcome::Freed { bytes: 0 });
+        let bytes = self.pool.meter.read().idle().saturating_sub(before);
+        self.note(Rung::HostWait, if in_time { Outcome::Freed { bytes } } else { Outcome::TimedOut });
+        // Some of the work may be complete even when not all of it was in time.
         self.up_to_limit(slow)
+    }
+
+    /// Until when this request waits on the host, in all.
+    fn patience(&mut self) -> Instant {
+        let patience = *self.patience.get_or_insert_with(|| self.core.patience());
+        self.need.deadline.map_or(patience, |deadline| patience.min(deadline))
     }
 
     fn hooks(&mut self) -> Climbed {
         for _ in 0..HOOK_ROUNDS {
-            let before = self.pool.meter.read();
+            let before = self.freed_in_all();
             if !self.core.hooks.call(&Shortage { bytes: self.need.size, pool: self.id }) {
                 return Ok(None);
             }
-            let after = self.pool.meter.read();
-            let bytes = after.live.freed - before.live.freed;
+            let bytes = self.freed_in_all() - before;
             self.note(Rung::Hooks, Outcome::Freed { bytes });
             self.soft_limit = None;
             if let Some(grant) = self.under_slow_lock()? {
@@ -434,6 +462,10 @@ impl<'a> Climb<'a> {
             }
         }
         Ok(None)
+    }
+
+    fn freed_in_all(&self) -> u64 {
+        self.core.pools().map(|pool| pool.meter.read().live.freed).sum()
     }
 
     fn deadline(&mut self) -> Climbed {

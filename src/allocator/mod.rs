@@ -25,6 +25,7 @@ mod streams;
 mod tags;
 mod waiting;
 
+use std::any::TypeId;
 use std::marker::PhantomData;
 use std::panic::Location;
 use std::sync::Arc;
@@ -33,7 +34,7 @@ use std::time::Duration;
 use self::core::Core;
 #[cfg(unix)]
 use crate::backend::host::MmapConfig;
-use crate::backend::host::System;
+use crate::backend::host::{System, default_limit};
 use crate::backend::sim::{Sim, SimConfig};
 use crate::backend::{Backend, Capabilities};
 use crate::ids::PoolId;
@@ -133,7 +134,8 @@ impl Allocator<Host> {
     #[cfg(unix)]
     pub fn host_mmap(mmap: MmapConfig, config: Config) -> Result<Self, AllocError> {
         config.validate()?;
-        Self::over(Box::new(crate::backend::host::Mmap::new(mmap)?), host_limit(config))
+        let config = Config { page: Some(mmap.page), ..config };
+        Self::over(Box::new(crate::backend::host::Mmap::new(mmap)?), config, Some(default_limit()))
     }
 
     /// Host memory in segments from the system's heap.
@@ -141,13 +143,8 @@ impl Allocator<Host> {
     /// # Errors
     /// A config that contradicts itself.
     pub fn host_system(config: Config) -> Result<Self, AllocError> {
-        Self::over(Box::new(System::new()), host_limit(config))
+        Self::over(Box::new(System::new()), config, Some(default_limit()))
     }
-}
-
-fn host_limit(mut config: Config) -> Config {
-    config.limit = config.limit.or_else(|| Some(crate::backend::host::default_limit()));
-    config
 }
 
 impl Allocator<Simulated> {
@@ -159,14 +156,14 @@ impl Allocator<Simulated> {
         device.page = config.page.unwrap_or(device.page);
         device.quantum = config.quantum.unwrap_or(device.quantum);
         let sim = Sim::new(device);
-        Ok((Self::over(Box::new(sim.clone()), config)?, sim))
+        Ok((Self::over(Box::new(sim.clone()), config, None)?, sim))
     }
 }
 
 impl<M: Memory> Allocator<M> {
     /// An allocator over a backend of the kind `M` says.
-    fn over(backend: Box<dyn Backend>, config: Config) -> Result<Self, AllocError> {
-        let core = Core::new(backend, config)?;
+    fn over(backend: Box<dyn Backend>, config: Config, default_limit: Option<u64>) -> Result<Self, AllocError> {
+        let core = Core::new(backend, config, default_limit, TypeId::of::<M>())?;
         Ok(Allocator { core: Arc::new(core), pool: PoolId(0), kind: PhantomData })
     }
 
@@ -177,6 +174,20 @@ impl<M: Memory> Allocator<M> {
     /// The same allocator without the kind of its memory.
     pub fn erase(&self) -> Allocator<Any> {
         self.view(self.pool)
+    }
+
+    /// The same allocator with the kind of its memory, if it is that kind; `None` otherwise.
+    ///
+    /// ```
+    /// use larder::{Allocator, Config, Host, Simulated};
+    ///
+    /// let any = Allocator::host(Config::default())?.erase();
+    /// assert!(any.downcast::<Host>().is_some() && any.downcast::<Simulated>().is_none());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn downcast<N: Memory>(&self) -> Option<Allocator<N>> {
+        let is_any = TypeId::of::<N>() == TypeId::of::<Any>();
+        (is_any || self.core.kind == TypeId::of::<N>()).then(|| self.view(self.pool))
     }
 
     /// A request for `bytes` bytes, to be completed.
@@ -332,8 +343,11 @@ impl<M: Memory> Allocator<M> {
     }
 
     /// Changes the limit and guarantee of this handle's pool.
-    pub fn set_pool_config(&self, config: PoolConfig) {
-        *self.core.pool(self.pool).config.write() = config;
+    ///
+    /// # Errors
+    /// The first contradiction; then nothing is changed.
+    pub fn set_pool_config(&self, config: PoolConfig) -> Result<(), ConfigError> {
+        self.core.set_pool_config(self.pool, config)
     }
 
     /// Records the events of this handle's pool from now on, at most `max` of them.

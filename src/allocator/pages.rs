@@ -9,9 +9,16 @@ use crate::fence::Counter;
 use crate::heap::{Claim, Preference, Source};
 use crate::ids::{Access, FenceId, Fences, PoolId, StreamId};
 use crate::stats::Count;
+use crate::units::{GIB, align_down};
 
 /// Interior windows come first, whatever they cost, once addresses in use exceed this many times what was ever live.
 const ADDRESSES_PER_LIVE: u64 = 2;
+/// A pool's first region has so many times the addresses that its limit lets it hold: moved pages leave holes until they are used again.
+const ADDRESSES_PER_LIMIT: u64 = 8;
+/// And at least so many bytes of addresses.
+const ADDRESSES_MIN: u64 = 64 * GIB;
+/// A pool has so many regions at most.
+const REGIONS_MAX: usize = 16;
 
 /// Where the pages for a window may come from.
 #[derive(Clone, Copy, Debug)]
@@ -69,38 +76,50 @@ pub(super) fn fill_window(
     let pool = core.pool(id);
     let crowded = {
         let state = pool.state.lock();
-        state.addresses() > ADDRESSES_PER_LIVE * pool.meter.crest().max(need.size)
+        state.addresses() / ADDRESSES_PER_LIVE > pool.meter.crest().max(need.size)
     };
-    let prefer = if crowded { Preference::Inside } else { Preference::FewestPages };
-    let wish = Wish { size: need.size, align: need.align, stream: need.stream, prefer };
-    fill(core, id, slow, wish, how, |state, index, start| {
+    let serve = |state: &mut State, index, start| {
         let taken = state.heap.carve(index, start, need.size, &mut state.clocks);
         state.grant(taken, need, &pool.meter)
-    })
+    };
+    let wish = Wish { size: need.size, align: need.align, stream: need.stream, prefer: Preference::FewestPages };
+    if crowded {
+        let inside = Wish { prefer: Preference::Inside, ..wish };
+        match fill(core, id, slow, inside, how, serve)? {
+            Filled::TooFew { .. } => {}
+            answer => return Ok(answer),
+        }
+    }
+    fill(core, id, slow, wish, how, serve)
 }
 
 /// Whether nothing is live and free pages lie apart, where moving them costs little.
 pub(super) fn is_idle_and_scattered(core: &Core, id: PoolId) -> bool {
     let pool = core.pool(id);
-    core.caps.alias && pool.meter.is_idle() && free_pages(&pool.state.lock()).0 > 1
+    let state = pool.state.lock();
+    core.caps.alias && pool.meter.is_idle() && free_pages(&state, Access::AfterWait).0 > 1
 }
 
-/// How many blocks hold free pages, and how many bytes of them there are.
-fn free_pages(state: &State) -> (usize, u64) {
+/// How many blocks hold free pages that may be had in this way, and how many bytes of them there are.
+fn free_pages(state: &State, access: Access) -> (usize, u64) {
     let mut found = (0, 0);
-    state.heap.sources(Access::AfterWait, &state.clocks, |source| {
+    state.heap.sources(access, &state.clocks, |source| {
         found = (found.0 + 1, found.1 + source.size);
         true
     });
     found
 }
 
-/// Nothing is live: all free pages come together, for `stream` behind whatever other streams still do with them, at the lowest
-/// addresses, so that neither the addresses in use nor the pages that are partly live creep up over a long life.
+/// Nothing is live: the free pages that `stream` may use now come together at the lowest addresses, so that neither the addresses
+/// in use nor the pages that are partly live creep up over a long life.
 pub(super) fn retreat(core: &Core, id: PoolId, stream: StreamId, slow: &mut Slow) -> Result<(), BackendError> {
-    let (_, size) = free_pages(&core.pool(id).state.lock());
+    let access = Access::Now(stream);
+    let (_, size) = free_pages(&core.pool(id).state.lock(), access);
+    if size == 0 {
+        return Ok(());
+    }
     let wish = Wish { size, align: core.quantum, stream, prefer: Preference::Lowest };
-    let how = Filling { window: Access::AfterWait, moves: Some(Access::AfterWait), grow_max: 0 };
+    let how = Filling { window: access, moves: Some(access), grow_max: 0 };
     match fill(core, id, slow, wish, how, |_, _, _| ())? {
         Filled::Refused(error) if !error.is_out_of_memory() => Err(error),
         _ => Ok(()),
@@ -126,6 +145,7 @@ fn fill<T>(
     let found: u64 = sources.iter().map(|source| source.size).sum();
     if window.missing > found.saturating_add(how.grow_max) {
         abandon(state, &claim);
+        pool.meter.pending_is(state.heap.pending());
         return Ok(Filled::TooFew { needed: window.missing, found: found.saturating_add(how.grow_max) });
     }
     let held: Vec<u32> = sources
@@ -227,9 +247,6 @@ fn cut_chunks(state: &mut State, claim: &Claim, held: &[u32]) -> Vec<Chunk> {
 fn call_driver(core: &Core, chunks: &[Chunk]) -> (usize, Option<BackendError>) {
     for (at, chunk) in chunks.iter().enumerate() {
         let result = match chunk.from_span {
-            Some(from) if core.unmap_moved => {
-                core.backend.remap(from, chunk.to_span).and_then(|()| core.backend.unback(from))
-            }
             Some(from) => core.backend.remap(from, chunk.to_span),
             None => core.backend.back(chunk.to_span),
         };
@@ -263,7 +280,7 @@ fn commit(
         moved += chunk.to_span.size;
         let fence = state.clocks.copy(state.heap.fence(from));
         index = state.heap.fill(chunk.to, fence, &mut state.clocks);
-        if core.caps.alias {
+        if core.leaves_mapped {
             state.heap.retire(from);
             slow.retired[usize::from(id.0)].push(from);
         } else {
@@ -330,22 +347,28 @@ pub(super) fn unmap_retired(core: &Core, id: PoolId, slow: &mut Slow) -> Result<
     result
 }
 
-/// Reserves a pool's addresses when it has none; asks for half as long as it is refused.
+/// Reserves a pool's addresses when it has none.
 fn ensure_region(core: &Core, id: PoolId) -> Result<(), BackendError> {
     if core.pool(id).state.lock().heap.places().next().is_some() {
         return Ok(());
     }
-    add_region(core, id)
+    add_region(core, id, 0)
 }
 
-/// Reserves addresses for a pool.
-pub(super) fn add_region(core: &Core, id: PoolId) -> Result<(), BackendError> {
+/// Reserves addresses for a pool: some times what its limit lets it hold, or all that one reservation may be; half as long as it is
+/// refused. Pools besides the first get less, so that many find room. Never less than `least` bytes.
+pub(super) fn add_region(core: &Core, id: PoolId, least: u64) -> Result<(), BackendError> {
+    if core.pool(id).state.lock().heap.places().count() >= REGIONS_MAX {
+        return Err(BackendError::OutOfMemory { call: "reserve", requested: least });
+    }
     let page = core.caps.page.unwrap_or(core.quantum);
-    let mut size = core.caps.region_max & !(page - 1);
+    let times = if id == PoolId(0) { ADDRESSES_PER_LIMIT } else { 1 };
+    let wanted = core.room(id).limit.map_or(u64::MAX, |limit| limit.saturating_mul(times).max(ADDRESSES_MIN));
+    let mut size = align_down(wanted.max(least.saturating_add(page)).min(core.caps.region_max), page).max(page);
     let region = loop {
         match core.backend.reserve(size) {
             Ok(region) => break region,
-            Err(error) if error.is_out_of_memory() && size / 2 >= page => size = (size / 2) & !(page - 1),
+            Err(error) if error.is_out_of_memory() && size / 2 >= least.max(page) => size = align_down(size / 2, page),
             Err(error) => return Err(error),
         }
     };

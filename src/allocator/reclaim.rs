@@ -42,20 +42,26 @@ pub struct HookGuard {
 
 impl Drop for HookGuard {
     fn drop(&mut self) {
-        self.core.hooks.list.lock().retain(|(number, _)| *number != self.number);
+        let hook = {
+            let mut list = self.core.hooks.list.lock();
+            list.iter().position(|(number, _)| *number == self.number).map(|at| list.remove(at))
+        };
+        // What the hook owns is the user's and goes without the lock.
+        drop(hook);
     }
 }
 
 impl Hooks {
     pub(crate) fn add(core: &Arc<Core>, hook: Hook) -> HookGuard {
         let mut list = core.hooks.list.lock();
-        let number = list.last().map_or(0, |(number, _)| number + 1);
+        let number = list.iter().map(|(number, _)| number + 1).max().unwrap_or(0);
         list.push((number, hook));
         HookGuard { core: core.clone(), number }
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.list.lock().is_empty()
+    /// Whether nobody would be asked: there are no hooks, or this thread is inside one.
+    pub(crate) fn is_silent(&self) -> bool {
+        IN_HOOK.with(Cell::get) || self.list.lock().is_empty()
     }
 
     /// Calls every hook, holding no lock. Answers whether there was any; inside a hook there is none.
@@ -78,7 +84,7 @@ impl Hooks {
 
 impl Core {
     /// Returns idle memory of a pool whose work is complete: about `wanted` bytes of pages or segments. Answers the bytes.
-    pub(crate) fn return_idle(&self, id: PoolId, _slow: &mut Slow, wanted: u64) -> Result<u64, BackendError> {
+    pub(crate) fn return_idle(&self, id: PoolId, wanted: u64) -> Result<u64, BackendError> {
         if self.caps.page.is_none() {
             return segments::release_empty(self, id, wanted);
         }
@@ -150,7 +156,7 @@ impl Core {
             if idle <= keep {
                 break;
             }
-            returned += self.return_idle(id, slow, idle - keep)?;
+            returned += self.return_idle(id, idle - keep)?;
         }
         Ok(returned)
     }
@@ -158,9 +164,9 @@ impl Core {
     /// Waits for unfinished work, then returns everything that is idle.
     pub(crate) fn purge(&self) -> Result<u64, BackendError> {
         let mut slow = self.slow.lock();
-        let longest = self.config.read().wait_max;
+        let until = self.patience();
         for at in 0..self.pools().count() {
-            self.wait_for_all(PoolId(at as u16), &mut slow, longest)?;
+            self.wait_for_all(PoolId(at as u16), &mut slow, until)?;
         }
         let returned = self.trim_under(0, &mut slow)?;
         for pool in self.pools() {
@@ -188,7 +194,7 @@ impl Core {
                 let unused = pool.meter.read().reserved.current.saturating_sub(recent);
                 if !first && unused > 0 {
                     self.poll(id, &mut slow)?;
-                    returned += self.return_idle(id, &mut slow, unused)?;
+                    returned += self.return_idle(id, unused)?;
                 }
             }
         }
@@ -212,13 +218,13 @@ impl Drop for Core {
         let mut slow = std::mem::take(&mut *self.slow.lock());
         slow.retired.resize_with(self.pools().count(), Vec::new);
         slow.retiring.drain(..).filter_map(|stream| stream.event).for_each(|event| self.backend.forget(event));
-        let longest = self.config.read().wait_max;
+        let until = self.patience();
         for at in 0..self.pools().count() {
             let id = PoolId(at as u16);
-            if !matches!(self.wait_for_all(id, &mut slow, longest), Ok(true)) {
+            if !matches!(self.wait_for_all(id, &mut slow, until), Ok(true)) {
                 return;
             }
-            let _ = self.return_idle(id, &mut slow, u64::MAX);
+            let _ = self.return_idle(id, u64::MAX);
             let events = self.pool(id).state.lock().clocks.take_events();
             events.into_iter().for_each(|event| self.backend.forget(event));
             if self.caps.page.is_some() {

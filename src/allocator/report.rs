@@ -9,7 +9,7 @@ use crate::heap::{BlockView, State as HeapState, whole_pages};
 use crate::ids::PoolId;
 use crate::policy::{OnLimit, ReportLevel};
 use crate::snapshot::{
-    BlockRecord, BlockState, OomReport, PoolRecord, RegionRecord, RequestRecord, Snapshot, TagRecord, VERSION,
+    BlockRecord, BlockState, OomReport, Outcome, PoolRecord, RegionRecord, RequestRecord, Snapshot, TagRecord, VERSION,
 };
 use crate::stats::Stats;
 
@@ -21,6 +21,12 @@ pub(super) fn out_of_memory(climb: Climb<'_>) -> OomReport {
         (state.heap.largest_free(), holders(&state))
     };
     holders.truncate(OomReport::HOLDERS);
+    let room = core.room(climb.id);
+    let others = || core.pools().filter(|other| !std::ptr::eq(*other, pool)).map(|other| other.meter.read());
+    // Servers that want their errors at once meet limits often: the driver is not asked then.
+    let budget = if climb.on_limit == OnLimit::FailFast { None } else { core.backend.budget().ok().flatten() };
+    let refused = climb.trail.iter().any(|step| matches!(step.outcome, Outcome::Refused { .. }));
+    let device = budget.map_or(if refused { 0 } else { u64::MAX }, |budget| budget.free);
     OomReport {
         version: VERSION,
         request: RequestRecord {
@@ -36,30 +42,25 @@ pub(super) fn out_of_memory(climb: Climb<'_>) -> OomReport {
         trail: climb.trail,
         backend: core.caps.name,
         stats: pool.meter.read(),
-        limit: core.room(climb.id).1,
+        limit: room.limit,
+        live_elsewhere: if room.of_pool { 0 } else { others().map(|stats| stats.live.current).sum() },
+        room: room.left.min(device),
         largest_free,
         holders,
-        idle_elsewhere: core
-            .pools()
-            .filter(|other| !std::ptr::eq(*other, pool))
-            .map(|other| other.meter.read().idle())
-            .sum(),
-        // Servers that want their errors at once meet limits often: the driver is not asked then.
-        budget: if climb.on_limit == OnLimit::FailFast { None } else { core.backend.budget().ok().flatten() },
+        idle_elsewhere: others().map(|stats| stats.idle()).sum(),
+        budget,
         snapshot: full_report_is_due(core).then(|| Box::new(core.snapshot())),
     }
 }
 
 fn full_report_is_due(core: &Core) -> bool {
     let ReportLevel::Full { at_most_per_second } = core.config.read().report else { return false };
-    let mut slow = core.slow.lock();
+    let mut last = core.last_full_report.lock();
     let now = Instant::now();
     let due = at_most_per_second > 0
-        && slow
-            .last_full_report
-            .is_none_or(|last| now.duration_since(last).as_secs_f64() * f64::from(at_most_per_second) >= 1.0);
+        && last.is_none_or(|last| now.duration_since(last).as_secs_f64() * f64::from(at_most_per_second) >= 1.0);
     if due {
-        slow.last_full_report = Some(now);
+        *last = Some(now);
     }
     due
 }

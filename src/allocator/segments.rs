@@ -2,7 +2,7 @@
 
 use super::core::Core;
 use crate::backend::BackendError;
-use crate::ids::{Access, PoolId};
+use crate::ids::PoolId;
 
 /// Adds a segment of `size` bytes to a pool.
 pub(super) fn grow(core: &Core, id: PoolId, size: u64) -> Result<(), BackendError> {
@@ -21,10 +21,10 @@ pub(super) fn grow(core: &Core, id: PoolId, size: u64) -> Result<(), BackendErro
 
 /// Whether a segment is wholly free but not yet complete.
 pub(super) fn has_unfinished_empty(core: &Core, id: PoolId) -> bool {
-    core.pool(id).state.lock().largest_empty(Access::AfterWait).is_some()
+    core.pool(id).state.lock().has_unfinished_empty()
 }
 
-/// Releases wholly free segments whose work is complete, largest first, until `wanted` bytes went back or
+/// Releases wholly free segments whose work is complete, the smallest that suffices first, until `wanted` bytes went back or
 /// there are no more. Answers the bytes.
 pub(super) fn release_empty(core: &Core, id: PoolId, wanted: u64) -> Result<u64, BackendError> {
     let pool = core.pool(id);
@@ -33,7 +33,7 @@ pub(super) fn release_empty(core: &Core, id: PoolId, wanted: u64) -> Result<u64,
         let (region, place, size, index) = {
             let mut guard = pool.state.lock();
             let state = &mut *guard;
-            let Some((place, index)) = state.largest_empty(Access::Completed) else { break };
+            let Some((place, index)) = state.complete_empty(wanted - released) else { break };
             let size = state.heap.extent(place).0;
             let index = state.heap.hold(index, 0, size, &mut state.clocks);
             pool.meter.pending_is(state.heap.pending());

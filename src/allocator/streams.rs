@@ -55,7 +55,11 @@ impl Stream {
 
     /// Says that the caller has ordered this stream behind everything that `other` was given so far (by an event of their own,
     /// for example). Memory freed on `other` is then used here without a wait. Not saying it is safe, only dearer.
+    /// A stream of another allocator is ignored: its work cannot touch this memory.
     pub fn follows(&self, other: &Stream) {
+        if !other.belongs_to(&self.inner.core) {
+            return;
+        }
         for pool in self.inner.core.pools() {
             pool.state.lock().clocks.ordered_behind(self.id(), other.id());
         }
@@ -105,36 +109,45 @@ impl Core {
         }
         let pool = self.pool(id);
         let streams: Vec<StreamId> = pool.state.lock().clocks.streams().collect();
-        let mut progress = false;
+        let mut progress = Ok(false);
         for stream in streams {
-            progress |= self.poll_stream(pool, stream)?;
-            let (wanted, room) = {
-                let state = pool.state.lock();
-                (state.clocks.wants_event(stream), state.clocks.has_room(stream))
-            };
-            if wanted && room {
-                let event = self.record(pool, stream)?;
-                if self.backend.done(event)? {
-                    self.completed(pool, stream, event);
-                    progress = true;
-                }
+            progress = self.poll_stream(pool, stream).map(|more| more || matches!(progress, Ok(true)));
+            if progress.is_err() {
+                break;
             }
         }
-        if progress {
+        if !matches!(progress, Ok(false)) {
+            // On an error too: what was found complete before it is.
             self.refresh_fences(pool);
+        }
+        if progress? {
             pages::unmap_retired(self, id, slow)?;
         }
         self.retire_streams(slow)
     }
 
+    /// Whether something was found complete. Records an event where frees are not covered yet.
     fn poll_stream(&self, pool: &Pool, stream: StreamId) -> Result<bool, BackendError> {
         let mut progress = false;
         loop {
-            let oldest = pool.state.lock().clocks.oldest(stream);
-            let Some(event) = oldest else { return Ok(progress) };
-            if !self.backend.done(event)? {
+            let (oldest, uncovered) = {
+                let clocks = &pool.state.lock().clocks;
+                (clocks.oldest(stream), clocks.wants_event(stream) && clocks.has_room(stream))
+            };
+            let done = match oldest {
+                Some(event) => self.backend.done(event)?.then_some(event),
+                None if uncovered => {
+                    let event = self.record(pool, stream)?;
+                    self.backend.done(event)?.then_some(event)
+                }
+                None => None,
+            };
+            let Some(event) = done else {
+                if oldest.is_some() && uncovered {
+                    self.record(pool, stream)?;
+                }
                 return Ok(progress);
-            }
+            };
             self.completed(pool, stream, event);
             progress = true;
         }
@@ -193,13 +206,24 @@ impl Core {
         Ok(())
     }
 
-    /// Waits on the host until all work of a pool's frees is complete. Answers `false` when the time was over first.
-    pub(crate) fn wait_for_all(&self, id: PoolId, slow: &mut Slow, longest: Duration) -> Result<bool, BackendError> {
-        let pool = self.pool(id);
+    /// Waits on the host until all work of a pool's frees is complete. Answers `false` when the time was over first; what is complete by
+    /// then is known.
+    pub(crate) fn wait_for_all(&self, id: PoolId, slow: &mut Slow, until: Instant) -> Result<bool, BackendError> {
         if !self.caps.streams {
             return Ok(true);
         }
-        let until = Instant::now() + longest.min(Duration::from_secs(1 << 30));
+        let waited = self.wait_for_streams(self.pool(id), until);
+        self.refresh_fences(self.pool(id));
+        pages::unmap_retired(self, id, slow)?;
+        waited
+    }
+
+    /// The latest instant until which unfinished work is waited for.
+    pub(crate) fn patience(&self) -> Instant {
+        Instant::now() + self.config.read().wait_max.min(Duration::from_secs(1 << 30))
+    }
+
+    fn wait_for_streams(&self, pool: &Pool, until: Instant) -> Result<bool, BackendError> {
         let streams: Vec<StreamId> = pool.state.lock().clocks.streams().collect();
         let mut in_time = true;
         for stream in streams {
@@ -225,8 +249,6 @@ impl Core {
                 in_time = false;
             }
         }
-        self.refresh_fences(pool);
-        pages::unmap_retired(self, id, slow)?;
         Ok(in_time)
     }
 

@@ -2,9 +2,13 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
+
+/// How long a waiting request sleeps at most before it looks again: work may complete, limits may be raised and memory may be returned
+/// without anybody freeing a block.
+const GLANCE: Duration = Duration::from_millis(5);
 
 /// The queue of waiting requests.
 #[derive(Default)]
@@ -51,12 +55,12 @@ impl Waiting {
                     break answer;
                 }
             }
-            let idle = queue.frees == seen;
-            if idle && self.wake.wait_until(&mut queue, deadline).timed_out() {
+            let now = Instant::now();
+            if now >= deadline {
                 break None;
             }
-            if Instant::now() >= deadline {
-                break None;
+            if queue.frees == seen {
+                self.wake.wait_until(&mut queue, deadline.min(now + GLANCE));
             }
         };
         queue.tickets.retain(|other| *other != ticket);

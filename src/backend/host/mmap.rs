@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use super::limit;
 use super::mapping::{HUGE_PAGE, Mapping, huge_pages_enabled, system_page};
-use super::table::{Events, Table, contract, range_within};
+use super::table::{Events, Table, contract, pieces, range_within};
 use crate::backend::{Backend, BackendError, Budget, Capabilities, Region, Span};
 use crate::ids::{EventId, RegionId, StreamId};
 use crate::units::{GIB, TIB, align_down};
@@ -284,13 +284,20 @@ impl Backend for Mmap {
 
     fn zero(&self, _stream: StreamId, span: Span) -> Result<(), BackendError> {
         let call = "zero";
-        self.mappings.with(call, span.region, |mapping| {
-            let range = range_within(call, span, mapping.size())?;
-            if !mapping.backed().covers(&range) {
-                return Err(contract(call, format!("a page in {range:?} of {} is not backed", span.region)));
+        let backed = |mapping: &Mapping, part: Span| {
+            let range = range_within(call, part, mapping.size())?;
+            match mapping.backed().covers(&range) {
+                true => Ok(range),
+                false => Err(contract(call, format!("a page in {range:?} of {} is not backed", span.region))),
             }
-            mapping.zero(range);
-            Ok(())
+        };
+        self.mappings.with(call, span.region, |mapping| backed(mapping, span).map(|_| ()))?;
+        pieces(span).try_for_each(|piece| {
+            self.mappings.with(call, span.region, |mapping| {
+                let range = backed(mapping, piece)?;
+                mapping.zero(range);
+                Ok(())
+            })
         })
     }
 

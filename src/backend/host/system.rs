@@ -12,7 +12,7 @@ use std::ptr;
 use std::time::Duration;
 
 use super::limit;
-use super::table::{Events, Table, contract, range_within};
+use super::table::{Events, Table, contract, pieces, range_within};
 use crate::backend::{Backend, BackendError, Budget, Capabilities, Region, Span};
 use crate::ids::{EventId, RegionId, StreamId};
 use crate::units::{MIB, TIB, align_up};
@@ -159,13 +159,16 @@ impl Backend for System {
     fn forget(&self, _event: EventId) {}
 
     fn zero(&self, _stream: StreamId, span: Span) -> Result<(), BackendError> {
-        self.segments.with("zero", span.region, |segment| {
-            let range = range_within("zero", span, segment.size)?;
-            let address = ptr::with_exposed_provenance_mut::<u8>((segment.base + range.start) as usize);
-            // SAFETY: the range lies in the segment, which is allocated as long as its lock is held with it inside; its
-            // addresses fit in a `usize`; any byte may be zero. That nobody uses these bytes now is the caller's promise 4.
-            unsafe { ptr::write_bytes(address, 0, span.size as usize) }
-            Ok(())
+        self.segments.with("zero", span.region, |segment| range_within("zero", span, segment.size).map(|_| ()))?;
+        pieces(span).try_for_each(|piece| {
+            self.segments.with("zero", span.region, |segment| {
+                let range = range_within("zero", piece, segment.size)?;
+                let address = ptr::with_exposed_provenance_mut::<u8>((segment.base + range.start) as usize);
+                // SAFETY: the range lies in the segment, which is allocated as long as its lock is held with it inside; its
+                // addresses fit in a `usize`; any byte may be zero. That nobody uses these bytes now is the caller's promise 4.
+                unsafe { ptr::write_bytes(address, 0, piece.size as usize) }
+                Ok(())
+            })
         })
     }
 

@@ -32,6 +32,15 @@ pub(super) fn range_within(call: &'static str, span: Span, size: u64) -> Result<
     }
 }
 
+/// A span cut into parts short enough that nobody waits long for the lock of its region while one is written.
+pub(super) fn pieces(span: Span) -> impl Iterator<Item = Span> {
+    const PIECE: u64 = 4 << 20;
+    (0..span.size.div_ceil(PIECE)).map(move |at| {
+        let skip = at * PIECE;
+        Span { offset: span.offset + skip, size: PIECE.min(span.size - skip), ..span }
+    })
+}
+
 type Cell<T> = Arc<Mutex<Option<T>>>;
 
 /// Regions by id.

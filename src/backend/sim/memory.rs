@@ -62,6 +62,14 @@ impl Table {
         })
     }
 
+    /// The first of some pages that has memory, by its place among them. Does not look where nothing ever was.
+    fn first_mapped(&self, pages: Pages) -> Option<u64> {
+        Self::pieces(pages).find_map(|(number, from, to)| {
+            let at = self.chunks.get(&number)?[from..to].iter().position(|entry| *entry != NONE)?;
+            Some(number * CHUNK as u64 + (from + at) as u64 - pages.first)
+        })
+    }
+
     fn set(&mut self, pages: Pages, values: &[u32]) {
         let mut rest = values;
         for (number, from, to) in Self::pieces(pages) {
@@ -260,10 +268,10 @@ impl Memory {
     /// Rules 1 and 2 for a span that is to get memory.
     pub(super) fn vacant(&self, span: Span) -> Result<(), Stop> {
         let (table, pages) = self.pages(span)?;
-        match table.entries(pages).position(|entry| entry != NONE) {
+        match table.first_mapped(pages) {
             None => Ok(()),
             Some(index) => {
-                let at = span.offset + index as u64 * self.page;
+                let at = span.offset + index * self.page;
                 Err(broken(ViolationKind::Backed, format!("{} has memory at {at:#x} already", show(span))))
             }
         }
