@@ -10,21 +10,25 @@
 //! # Contract
 //!
 //! What the caller promises (the simulated device checks every word of it):
-//! 1. Offsets and sizes of spans are multiples of the page, lie in the region, and are not empty.
+//! 1. Spans lie in their region and are not empty; except for `zero`, their offsets and sizes are multiples of the page. So is the size
+//!    of a reservation, which is not 0.
 //! 2. `back` is called only on pages with nothing behind them, `unback` and the source of `remap` only on pages with
 //!    something behind them, the target of `remap` only on pages with nothing behind them.
 //! 3. No page is unbacked, no region released, and without [`Capabilities::alias`] no page remapped, while device work
 //!    that may touch it *through that address* is unfinished.
 //! 4. Bytes are used again only in the order of streams and events: by the same stream, behind a `stream_wait`, or after
 //!    completion. Memory that the CPU touches ([`Capabilities::host_ordered`]) only after completion.
-//! 5. Calls for one region come from one thread at a time; calls for different regions may come at once.
+//! 5. Calls of `back`, `unback`, `remap` and `release` for one region come from one thread at a time; everything else may come at once.
+//! 6. A reservation is released with nothing behind it; a stream is closed when its work is complete, the default stream never.
 //!
 //! What the backend promises:
 //! 1. A call that fails changes nothing: `back` of many pages is all or nothing.
 //! 2. Physical memory lives as long as some address maps it. With `alias`, `remap` leaves the pages mapped at the old address
-//!    too, until `unback` there; without, the old address is unbacked by the call.
+//!    too, until `unback` there; without, the old address is unbacked by the call, and what the bytes at the new one hold is
+//!    unspecified (on hosts: initialised).
 //! 3. Contents of fresh memory are unspecified on devices and initialised (any value) on hosts.
-//! 4. A [`RegionId`] and an [`EventId`] are never given twice while they live. No call panics, whatever the driver answers.
+//! 4. A [`RegionId`] is never given twice, an [`EventId`] and a [`StreamId`] not while they live. No call panics, whatever the driver
+//!    answers. Without [`Capabilities::streams`], `open_stream` is unsupported and every event is done at once.
 //! 5. Events of one stream complete in the order of their records.
 
 use std::time::Duration;
@@ -72,7 +76,7 @@ pub struct Capabilities {
     pub streams: bool,
     /// Whether the CPU touches the memory directly, so that only completion orders its reuse.
     pub host_ordered: bool,
-    /// The alignment of `Region::base`, at least the largest alignment that a request may ask for within a region.
+    /// The alignment of `Region::base`, and so the largest that a request may ask for. A power of two.
     pub base_align: u64,
     /// The quantum that suits this memory (sizes and offsets of blocks are multiples of it). A power of two.
     pub quantum: u64,
