@@ -321,7 +321,8 @@ impl<'a> Climb<'a> {
     fn grow_segment(&mut self, slow: &mut Slow, rung: Rung, room: u64) -> Climbed {
         let segment_min = self.core.config.read().segment_min;
         let Some(least) = segment_size(self.need.size, segment_min, self.core.quantum) else { return Ok(None) };
-        if rung == Rung::Grow {
+        // What a limit forbids in any case empties no cache.
+        if rung == Rung::Grow && !self.core.forbids(self.id, least) {
             self.make_room_for_segment(slow, least)?;
         }
         let room = if rung == Rung::Grow { self.room() } else { room };
