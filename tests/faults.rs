@@ -12,8 +12,21 @@ use larder::policy::{Config, PoolConfig};
 use larder::units::KIB;
 
 const PAGE: u64 = 64 * KIB;
-const MEMORIES: [SimMemory; 4] = [SimMemory::Alias, SimMemory::Remap, SimMemory::Paged, SimMemory::Segments];
+const KINDS: [Kind; 5] = [
+    Kind { memory: SimMemory::Alias, alias: true },
+    Kind { memory: SimMemory::Alias, alias: false },
+    Kind { memory: SimMemory::Remap, alias: true },
+    Kind { memory: SimMemory::Paged, alias: true },
+    Kind { memory: SimMemory::Segments, alias: true },
+];
 const LAGS: [Lag; 3] = [Lag::Events(12), Lag::Never, Lag::Events(0)];
+
+/// What the device can do, and whether the config lets moved pages stay mapped at their old address.
+#[derive(Clone, Copy, Debug)]
+struct Kind {
+    memory: SimMemory,
+    alias: bool,
+}
 
 /// One step of the script.
 #[derive(Clone, Copy, Debug)]
@@ -32,10 +45,10 @@ enum Step {
 }
 
 /// Three streams, growth to near capacity, holes of single pages, moves into windows, trim, growth again, release.
-fn script(memory: SimMemory) -> Vec<Step> {
+fn script(kind: Kind) -> Vec<Step> {
     use Step::*;
     // Where pages cannot move, fragments need room.
-    let full = if matches!(memory, SimMemory::Alias | SimMemory::Remap) { 28 } else { 12 };
+    let full = if matches!(kind.memory, SimMemory::Alias | SimMemory::Remap) { 28 } else { 12 };
     let mut steps: Vec<Step> = (0..full).map(|at| Alloc(at % 3, PAGE)).collect();
     steps.extend([Zeroed(1, 3 * PAGE / 2), Alloc(0, 5000), UseOn(2), DropEvery(2), Advance(3)]);
     steps.extend([Alloc(1, 4 * PAGE), Alloc(2, 3 * PAGE), Advance(1), Alloc(0, 2 * PAGE + 700), UseOn(0)]);
@@ -52,9 +65,10 @@ fn script(memory: SimMemory) -> Vec<Step> {
     steps
 }
 
-fn world(memory: SimMemory, lag: Lag) -> World {
-    let device = SimConfig { capacity: 32 * PAGE, memory, page: PAGE, lag, ..SimConfig::default() };
-    let world = World::new(device, Config { segment_min: PAGE, poll_every: 4, ..Config::default() }, 3);
+fn world(kind: Kind, lag: Lag) -> World {
+    let device = SimConfig { capacity: 32 * PAGE, memory: kind.memory, page: PAGE, lag, ..SimConfig::default() };
+    let world =
+        World::new(device, Config { segment_min: PAGE, poll_every: 4, alias: kind.alias, ..Config::default() }, 3);
     world.allocator.pool("second", PoolConfig::default()).unwrap();
     world
 }
@@ -127,10 +141,10 @@ fn lost() -> BackendError {
 }
 
 /// How many calls of each kind the script makes when nothing fails.
-fn calls(memory: SimMemory, lag: Lag) -> Vec<(Call, u64)> {
-    let mut world = world(memory, lag);
+fn calls(kind: Kind, lag: Lag) -> Vec<(Call, u64)> {
+    let mut world = world(kind, lag);
     let before = world.sim.counters();
-    play(&mut world, &script(memory), 1, |error| panic!("the script is to pass on {memory:?}, {lag:?}: {error}"));
+    play(&mut world, &script(kind), 1, |error| panic!("the script is to pass on {kind:?}, {lag:?}: {error}"));
     let counters = world.sim.counters();
     let count = |call: Call| counters.succeeded(call) + counters.failed(call) - before.succeeded(call);
     let calls = Call::ALL.iter().map(|call| (*call, count(*call))).filter(|(_, count)| *count > 0).collect();
@@ -139,13 +153,13 @@ fn calls(memory: SimMemory, lag: Lag) -> Vec<(Call, u64)> {
 }
 
 /// Calls `each` for every kind of memory, every kind of call and every `stride`-th call of that kind (in the long runs: every one).
-fn at_every_call(stride: u64, each: impl Fn(SimMemory, Lag, Call, u64)) {
+fn at_every_call(stride: u64, each: impl Fn(Kind, Lag, Call, u64)) {
     let stride = runs(stride, 1) as usize;
-    for memory in MEMORIES {
+    for kind in KINDS {
         for lag in &LAGS[..runs(1, 3) as usize] {
             let lag = *lag;
-            for (call, count) in calls(memory, lag) {
-                (1..=count).step_by(stride).for_each(|k| each(memory, lag, call, k));
+            for (call, count) in calls(kind, lag) {
+                (1..=count).step_by(stride).for_each(|k| each(kind, lag, call, k));
             }
         }
     }
@@ -153,40 +167,40 @@ fn at_every_call(stride: u64, each: impl Fn(SimMemory, Lag, Call, u64)) {
 
 #[test]
 fn the_script_makes_every_kind_of_call() {
-    let made = |memory| -> Vec<Call> {
-        let mut all: Vec<Call> = LAGS.iter().flat_map(|lag| calls(memory, *lag)).map(|(call, _)| call).collect();
+    let made = |kind| -> Vec<Call> {
+        let mut all: Vec<Call> = LAGS.iter().flat_map(|lag| calls(kind, *lag)).map(|(call, _)| call).collect();
         all.sort_unstable();
         all.dedup();
         all
     };
     let streams = [Call::OpenStream, Call::Record, Call::Done, Call::StreamWait, Call::HostWait, Call::Zero];
-    for memory in MEMORIES {
-        let mut wanted = match memory {
+    for kind in KINDS {
+        let mut wanted = match kind.memory {
             SimMemory::Alias | SimMemory::Remap => vec![Call::Reserve, Call::Back, Call::Unback, Call::Remap],
             SimMemory::Paged => vec![Call::Reserve, Call::Back, Call::Unback],
             SimMemory::Segments => vec![Call::GrowSegment, Call::Release],
         };
         wanted.extend(streams);
-        let made = made(memory);
-        assert!(wanted.iter().all(|call| made.contains(call)), "{memory:?} makes {made:?}");
+        let made = made(kind);
+        assert!(wanted.iter().all(|call| made.contains(call)), "{kind:?} makes {made:?}");
     }
 }
 
 #[test]
 fn one_failure_at_any_call_is_told_at_most_once_and_nothing_is_lost() {
     for error in [out_of_memory, driver] {
-        at_every_call(1, |memory, lag, call, k| {
-            let mut world = world(memory, lag);
+        at_every_call(1, |kind, lag, call, k| {
+            let mut world = world(kind, lag);
             world.sim.fail_at(call, k, error(call));
-            let errors = play(&mut world, &script(memory), 2, |told| {
+            let errors = play(&mut world, &script(kind), 2, |told| {
                 let typed = match told {
                     AllocError::OutOfMemory(report) => error(call).is_out_of_memory() && !report.trail.is_empty(),
                     AllocError::Backend(told) => *told == error(call),
                     _ => false,
                 };
-                assert!(typed, "{memory:?} {lag:?} {call:?} {k}: {told}");
+                assert!(typed, "{kind:?} {lag:?} {call:?} {k}: {told}");
             });
-            assert!(errors <= 1, "{memory:?} {lag:?} {call:?} {k}: one failure is told {errors} times");
+            assert!(errors <= 1, "{kind:?} {lag:?} {call:?} {k}: one failure is told {errors} times");
             world.sim.fail_clear();
             world.alloc(0, PAGE / 4).unwrap();
             world.end();
@@ -197,10 +211,10 @@ fn one_failure_at_any_call_is_told_at_most_once_and_nothing_is_lost() {
 #[test]
 fn a_call_that_fails_for_ever_loses_nothing() {
     for error in [out_of_memory, driver] {
-        at_every_call(5, |memory, lag, call, k| {
-            let mut world = world(memory, lag);
+        at_every_call(5, |kind, lag, call, k| {
+            let mut world = world(kind, lag);
             world.sim.fail_from(call, k, error(call));
-            play(&mut world, &script(memory), 1, |told| {
+            play(&mut world, &script(kind), 1, |told| {
                 assert!(matches!(told, AllocError::OutOfMemory(_) | AllocError::Backend(_)), "{told}");
             });
             world.sim.fail_clear();
@@ -216,10 +230,10 @@ fn a_call_that_fails_for_ever_loses_nothing() {
 
 #[test]
 fn a_failure_for_ever_does_not_hold_up_the_end() {
-    at_every_call(7, |memory, lag, call, k| {
-        let mut world = world(memory, lag);
+    at_every_call(7, |kind, lag, call, k| {
+        let mut world = world(kind, lag);
         world.sim.fail_from(call, k, driver(call));
-        play(&mut world, &script(memory), 1, |_| {});
+        play(&mut world, &script(kind), 1, |_| {});
         let sim = world.sim.clone();
         drop(world);
         assert_eq!((sim.check(), sim.violations()), (Ok(()), vec![]));
@@ -228,13 +242,13 @@ fn a_failure_for_ever_does_not_hold_up_the_end() {
 
 #[test]
 fn a_device_lost_at_any_call_is_told_and_dropped_safely() {
-    at_every_call(2, |memory, lag, call, k| {
-        let mut world = world(memory, lag);
+    at_every_call(2, |kind, lag, call, k| {
+        let mut world = world(kind, lag);
         world.sim.fail_at(call, k, lost());
         let sim = world.sim.clone();
-        for step in script(memory) {
+        for step in script(kind) {
             if let Err(told) = take(&mut world, step) {
-                assert_eq!(told, AllocError::Backend(lost_as(&told)), "{memory:?} {lag:?} {call:?} {k}");
+                assert_eq!(told, AllocError::Backend(lost_as(&told)), "{kind:?} {lag:?} {call:?} {k}");
             }
             world.allocator.check().unwrap();
             let counters = sim.counters();
@@ -257,10 +271,10 @@ fn lost_as(told: &AllocError) -> BackendError {
 
 #[test]
 fn a_device_lost_between_two_steps_is_told_and_dropped_safely() {
-    for memory in MEMORIES {
-        for at in 0..script(memory).len() {
-            let mut world = world(memory, Lag::Events(12));
-            let script = script(memory);
+    for kind in KINDS {
+        for at in 0..script(kind).len() {
+            let mut world = world(kind, Lag::Events(12));
+            let script = script(kind);
             play(&mut world, &script[..at], 1, |error| panic!("{error}"));
             world.sim.lose("pulled out");
             for step in &script[at..] {

@@ -88,6 +88,52 @@ fn search_all(memory: SimMemory, lags: &[Lag], seeds: u64) {
     assert!(refused > seeds && moved > seeds, "the search is idle: {refused} refused, {moved} served by moves");
 }
 
+/// As few pages as can be: idle memory is purged, and the limit lowered to the pages with a live byte and those of the request alone.
+/// It is served, whatever addresses the program has left behind. Answers how many such requests there were.
+fn search_tight(memory: SimMemory, lag: Lag, pages: u64, seed: u64, steps: u64) -> u64 {
+    let device = SimConfig { capacity: pages * PAGE, memory, page: PAGE, lag, ..SimConfig::default() };
+    let mut world = World::new(device, Config::default(), 3);
+    let mut rng = Rng::new(seed);
+    let mut tight = 0;
+    for step in 0..steps {
+        world.sim.advance(1);
+        let count = world.held.len() as u64;
+        let (bytes, stream) = (rng.skewed(pages * PAGE / 2), rng.below(3) as usize);
+        if count > 0 && rng.one_in(2) {
+            world.drop_at(rng.below(count) as usize);
+        } else if rng.one_in(4) {
+            world.allocator.purge().unwrap();
+            let in_use = pages_in_use(&world);
+            assert_eq!(world.allocator.stats().reserved.current, in_use * PAGE, "only pages with a live byte are left");
+            let least = in_use + bytes.div_ceil(PAGE);
+            if least > pages {
+                continue;
+            }
+            world.allocator.set_config(Config::default().limit(least * PAGE)).unwrap();
+            world.alloc(stream, bytes).unwrap_or_else(|error| {
+                panic!("{memory:?} {lag:?} {pages} pages, seed {seed}, step {step}: {bytes} bytes, {in_use} pages in use\n{error}")
+            });
+            world.allocator.set_config(Config::default()).unwrap();
+            tight += 1;
+        } else {
+            // Whether it is served is the other search's law.
+            let _ = world.alloc(stream, bytes);
+        }
+    }
+    world.check();
+    world.end();
+    tight
+}
+
+fn search_all_tight(memory: SimMemory, seeds: u64) {
+    let mut tight = 0;
+    for seed in 0..seeds {
+        let lag = LAGS[seed as usize % LAGS.len()];
+        tight += search_tight(memory, lag, [8, 13, 24, 64][seed as usize % 4], seed, 160);
+    }
+    assert!(tight > 10 * seeds, "the search is idle: {tight} requests under a tight limit");
+}
+
 const LAGS: [Lag; 5] = [Lag::Events(0), Lag::Events(5), Lag::Events(40), Lag::Never, Lag::Manual];
 
 #[test]
@@ -98,4 +144,14 @@ fn with_alias_free_pages_always_serve() {
 #[test]
 fn with_remap_free_pages_always_serve() {
     search_all(SimMemory::Remap, &LAGS, runs(60, 4_000));
+}
+
+#[test]
+fn with_alias_the_least_limit_serves_after_a_purge() {
+    search_all_tight(SimMemory::Alias, runs(100, 10_000));
+}
+
+#[test]
+fn with_remap_the_least_limit_serves_after_a_purge() {
+    search_all_tight(SimMemory::Remap, runs(100, 10_000));
 }

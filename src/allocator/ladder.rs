@@ -321,7 +321,8 @@ impl<'a> Climb<'a> {
     fn grow_segment(&mut self, slow: &mut Slow, rung: Rung, room: u64) -> Climbed {
         let segment_min = self.core.config.read().segment_min;
         let Some(least) = segment_size(self.need.size, segment_min, self.core.quantum) else { return Ok(None) };
-        if rung == Rung::Grow {
+        // What a limit forbids in any case empties no cache.
+        if rung == Rung::Grow && !self.core.forbids(self.id, least) {
             self.make_room_for_segment(slow, least)?;
         }
         let room = if rung == Rung::Grow { self.room() } else { room };
@@ -357,7 +358,7 @@ impl<'a> Climb<'a> {
             let until = self.patience();
             self.core.wait_for_all(self.id, slow, until)?;
         }
-        segments::release_empty(self.core, self.id, u64::MAX)?;
+        segments::release_empty(self.core, self.id, u64::MAX, u64::MAX)?;
         Ok(())
     }
 
@@ -396,7 +397,7 @@ impl<'a> Climb<'a> {
             let spare = stats.reserved.current.saturating_sub(pool.config.read().guarantee).min(stats.idle());
             if bytes < wanted && other != self.id && spare > 0 {
                 self.core.poll(other, slow)?;
-                bytes += self.core.return_idle(other, spare.min(wanted - bytes))?;
+                bytes += self.core.return_spare(other, wanted - bytes, spare)?;
             }
         }
         Ok(bytes)
