@@ -33,6 +33,7 @@ const CORE: &str = "allocator/core.rs";
 const STREAMS: &str = "allocator/streams.rs";
 const PAGES: &str = "allocator/pages.rs";
 const HEAP: &str = "heap/mod.rs";
+const EDIT: &str = "heap/edit.rs";
 
 pub const MUTANTS: &[Mutant] = &[
     stream("a wait is dropped", &[edit(STREAMS, "self.backend.stream_wait(stream, event)?;", "")]),
@@ -59,7 +60,7 @@ pub const MUTANTS: &[Mutant] = &[
     ),
     stream(
         "the rest of a block that is split loses its fence",
-        &[edit(HEAP, "fences.copy(self.table[taken].fence)", "FenceId::NONE")],
+        &[edit(EDIT, "fences.copy(self.table[taken].fence)", "FenceId::NONE")],
     ),
     stream(
         "a further user's counter is advanced at used_on, not at the drop",
@@ -97,11 +98,14 @@ pub const MUTANTS: &[Mutant] = &[
     stream("completion is taken one free too far", &[edit(FENCE, "s.done >= counter", "s.done + 1 >= counter")]),
     stream(
         "every event is taken to be done",
-        &[edit(
-            STREAMS,
-            "done(event)? {\n                return Ok(progress);",
-            "done(event)? && false {\n                return Ok(progress);",
-        )],
+        &[
+            edit(STREAMS, "Some(event) => self.backend.done(event)?.then_some(event)", "Some(event) => Some(event)"),
+            edit(
+                STREAMS,
+                "None if uncovered => {",
+                "None if uncovered => Some(self.record(pool, stream)?), None if false => {",
+            ),
+        ],
     ),
     stream(
         "an event is recorded on the wrong stream",
@@ -133,17 +137,41 @@ pub const MUTANTS: &[Mutant] = &[
     ),
     stream(
         "a stream's number goes back before its last event is done",
-        &[edit(
-            STREAMS,
-            "done(event)? {\n            return Ok(false);",
-            "done(event)? && false {\n            return Ok(false);",
-        )],
+        &[edit(STREAMS, "if !self.backend.done(event)? {", "if !self.backend.done(event)? && false {")],
     ),
     stream(
         "a retired page is unmapped early",
         &[edit(PAGES, "state.clocks.complete(state.heap.fence(*index))", "*index > 0")],
     ),
-    stream("a void is used again before it is unmapped", &[edit(PAGES, "if core.caps.alias {", "if false {")]),
+    stream("a void is used again before it is unmapped", &[edit(PAGES, "if core.leaves_mapped {", "if false {")]),
+    stream(
+        "a config without aliases is taken to unmap what the device leaves mapped",
+        &[edit(PAGES, "if core.leaves_mapped {", "if core.caps.alias {")],
+    ),
+    stream(
+        "pages of an idle pool are given to a stream that did not wait for them",
+        &[
+            edit(PAGES, "let access = Access::Now(stream);", "let access = Access::AfterWait;"),
+            edit(
+                PAGES,
+                "match core.wait_between(pool, wish.stream, &pairs) {",
+                "let pairs = if wish.prefer == Preference::Lowest { Vec::new() } else { pairs }; \
+                 match core.wait_between(pool, wish.stream, &pairs) {",
+            ),
+            edit(
+                PAGES,
+                "fill(core, id, slow, wish, how, |_, _, _| ())?",
+                "fill(core, id, slow, wish, how, |state, index, start| { \
+                 let taken = state.heap.carve(index, start, size, &mut state.clocks); \
+                 let fence = state.clocks.freed_on(stream); \
+                 state.heap.put(taken, fence, &mut state.clocks); })?",
+            ),
+        ],
+    ),
+    stream(
+        "pages of an idle pool come together without an alias",
+        &[edit(PAGES, "core.caps.alias && pool.meter.is_idle()", "core.caps.remap && pool.meter.is_idle()")],
+    ),
     stream(
         "a window does not inherit the fences of the pages moved into it",
         &[edit(PAGES, "state.clocks.copy(state.heap.fence(from))", "FenceId::NONE")],
@@ -162,6 +190,6 @@ pub const MUTANTS: &[Mutant] = &[
     ),
     stream(
         "a segment with unfinished work is released",
-        &[edit("allocator/segments.rs", "largest_empty(Access::Completed)", "largest_empty(Access::AfterWait)")],
+        &[edit(CORE, "filter(|segment| segment.3)", "filter(|_| true)")],
     ),
 ];
