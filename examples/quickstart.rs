@@ -25,7 +25,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         weights
     };
     println!(
-        "96 MiB of weights at {:#x}, the last one is {}",
+        "96 MiB of weights at {:#x}, the last element is {}",
         weights.address(),
         weights.as_slice::<f32>()?.last().unwrap()
     );
@@ -49,7 +49,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     );
     println!("{}", SegmentMap::new(&host.snapshot()));
 
-    println!("Now 200 MiB more than the limit has room for:\n");
+    println!("Now 200 MiB, which the limit has no room for:\n");
     match host.request(200 * MIB).tag("experiment").alloc() {
         Ok(block) => println!("had {block:?} after all"),
         Err(error) => println!("{error}"),

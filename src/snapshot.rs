@@ -10,7 +10,7 @@ use std::fmt;
 use crate::backend::Budget;
 use crate::ids::{BlockId, PoolId, RegionId, StreamId};
 use crate::stats::Stats;
-use crate::units::Bytes;
+use crate::units::{Bytes, align_up};
 
 /// Version of the plain data in this module. It grows when a field changes its meaning or goes away.
 pub const VERSION: u32 = 1;
@@ -302,6 +302,8 @@ pub enum Verdict {
     DeviceFull,
     /// Enough bytes are free, but not in one piece, and pages cannot be moved here.
     Fragmented,
+    /// Enough bytes are free, but in parts of pages that something live shares: too few whole pages.
+    TooFewPages,
     /// Enough bytes would be free once unfinished work is complete.
     WaitingForWork,
 }
@@ -313,13 +315,16 @@ impl fmt::Display for Verdict {
             Verdict::LimitReached => "what is live and the request together pass the limit",
             Verdict::DeviceFull => "what is live and the request together pass what the device has",
             Verdict::Fragmented => "enough is free, but not in one piece",
+            Verdict::TooFewPages => "enough bytes are free, but too few whole pages",
             Verdict::WaitingForWork => "enough would be free once unfinished work is complete",
         })
     }
 }
 
 /// Why memory ran out: the request, what was tried, and the state at that moment.
-#[derive(Clone, Debug, PartialEq)]
+///
+/// `{}` and `{:?}` are the text for people, so that an error that ends a program by `?` can be read; `{:#?}` has the figures.
+#[derive(Clone, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct OomReport {
     /// [`VERSION`].
@@ -336,6 +341,10 @@ pub struct OomReport {
     pub limit: Option<u64>,
     /// Live bytes of other pools under the same limit; 0 where the limit is the pool's own.
     pub live_elsewhere: u64,
+    /// Bytes of a page, where memory comes in pages.
+    pub page: Option<u64>,
+    /// Whether free pages can be moved together.
+    pub moves: bool,
     /// Bytes that growth may still add: what the limit leaves, or what the device has where that is known and less.
     pub room: u64,
     /// Size of the pool's largest free block.
@@ -364,12 +373,25 @@ impl OomReport {
         }
         let had = stats.idle().saturating_add(self.room);
         if had >= rounded {
-            Verdict::Fragmented
+            if self.moves { Verdict::TooFewPages } else { Verdict::Fragmented }
         } else if had.saturating_add(stats.pending.current) >= rounded {
             Verdict::WaitingForWork
         } else {
             Verdict::DeviceFull
         }
+    }
+
+    /// Bytes that were wanting in the end, in whole pages, where the trail tells.
+    fn shortage(&self) -> Option<u64> {
+        self.trail.iter().rev().find_map(|step| match step.outcome {
+            Outcome::TooFewPages { needed, found } => Some(needed.saturating_sub(found)),
+            _ => None,
+        })
+    }
+
+    /// Bytes as memory comes: in whole pages.
+    fn in_pages(&self, bytes: u64) -> Bytes {
+        Bytes(self.page.and_then(|page| align_up(bytes.max(1), page)).unwrap_or(bytes))
     }
 
     /// What would be live, under the limit that applies, if the request were served.
@@ -384,11 +406,17 @@ impl OomReport {
             (Verdict::LargerThanLimit, Some(limit)) => {
                 format!("ask for at most {}, or raise the limit to {}", Bytes(limit), Bytes(rounded))
             }
-            (Verdict::LimitReached, Some(limit)) => format!(
-                "free {}, or raise the limit to {}",
-                Bytes(self.wanted_live().saturating_sub(limit)),
-                Bytes(self.wanted_live())
-            ),
+            (Verdict::LimitReached, Some(limit)) => {
+                let wanted = self.shortage().map_or(self.wanted_live(), |short| self.wanted_live().max(limit + short));
+                format!("free {}, or raise the limit to {}", self.in_pages(wanted - limit), self.in_pages(wanted))
+            }
+            (Verdict::TooFewPages, limit) => {
+                let short = self.in_pages(self.shortage().unwrap_or(1));
+                let limit =
+                    limit.map_or(String::new(), |limit| format!(", raise the limit to {}", Bytes(limit + short.0)));
+                let page = Bytes(self.page.unwrap_or(0));
+                format!("free {short} in whole pages{limit}, or choose pages smaller than {page} in the config")
+            }
             (Verdict::Fragmented, _) => {
                 format!(
                     "free what keeps {} of free memory apart, or use memory whose pages can be moved",
@@ -399,22 +427,42 @@ impl OomReport {
             // What the device still has, and what is idle here, counts too.
             _ => {
                 let had = stats.idle().saturating_add(self.room);
-                format!("free {} first, here or elsewhere on the device", Bytes(rounded.saturating_sub(had)))
+                format!("free {} first, here or elsewhere on the device", self.in_pages(rounded.saturating_sub(had)))
             }
         }
+    }
+}
+
+impl fmt::Debug for OomReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !f.alternate() {
+            return fmt::Display::fmt(self, f);
+        }
+        f.debug_struct("OomReport")
+            .field("verdict", &self.verdict())
+            .field("request", &self.request)
+            .field("trail", &self.trail)
+            .field("backend", &self.backend)
+            .field("stats", &self.stats)
+            .field("limit", &self.limit)
+            .field("live_elsewhere", &self.live_elsewhere)
+            .field("page", &self.page)
+            .field("moves", &self.moves)
+            .field("room", &self.room)
+            .field("largest_free", &self.largest_free)
+            .field("holders", &self.holders)
+            .field("idle_elsewhere", &self.idle_elsewhere)
+            .field("budget", &self.budget)
+            .field("snapshot", &self.snapshot)
+            .finish_non_exhaustive()
     }
 }
 
 impl fmt::Display for OomReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (request, stats) = (&self.request, &self.stats);
-        writeln!(
-            f,
-            "out of memory: {} for {} at {}",
-            Bytes(request.requested),
-            if request.tag.is_empty() { "(no tag)" } else { &request.tag },
-            request.site
-        )?;
+        let tag = if request.tag.is_empty() { String::new() } else { format!(" for {}", request.tag) };
+        writeln!(f, "out of memory: {}{tag} at {}", Bytes(request.requested), request.site)?;
         writeln!(f, "  why       {}", self.verdict())?;
         writeln!(f, "  remedy    {}", self.remedy())?;
         write!(f, "  pool      {} of {}", request.pool_name, self.backend)?;
@@ -441,7 +489,8 @@ impl fmt::Display for OomReport {
         if let Some(budget) = self.budget {
             writeln!(f, "  device    {} free of {}", Bytes(budget.free), Bytes(budget.total))?;
         }
-        for (at, holder) in self.holders.iter().enumerate() {
+        let untagged = matches!(self.holders.as_slice(), [only] if only.tag.is_empty());
+        for (at, holder) in self.holders.iter().enumerate().filter(|_| !untagged) {
             let tag = if holder.tag.is_empty() { "(no tag)" } else { &holder.tag };
             let title = if at == 0 { "held by" } else { "" };
             writeln!(f, "  {title:<9} {:>12} in {:>6} blocks  {tag}", Bytes(holder.live).to_string(), holder.blocks)?;

@@ -150,8 +150,12 @@ impl<'a> Climb<'a> {
         self.return_idle(slow)
     }
 
+    /// A line of the trail; what was said already, on an earlier way up, is not said again.
     fn note(&mut self, rung: Rung, outcome: Outcome) {
-        self.trail.push(Step { rung, outcome });
+        let step = Step { rung, outcome };
+        if !self.trail.contains(&step) {
+            self.trail.push(step);
+        }
     }
 
     fn now(&self) -> Access {
@@ -309,13 +313,10 @@ impl<'a> Climb<'a> {
             Filled::TooFew { needed, found } => Outcome::TooFewPages { needed, found },
             Filled::Refused(error) => Outcome::Refused { reason: error.to_string() },
         };
+        let refused = matches!(outcome, Outcome::Refused { .. });
         self.note(rung, outcome);
         // What a refused call left half done may serve already.
-        Ok(if matches!(self.trail.last(), Some(Step { outcome: Outcome::Refused { .. }, .. })) {
-            self.search(self.now())
-        } else {
-            None
-        })
+        Ok(if refused { self.search(self.now()) } else { None })
     }
 
     fn grow_segment(&mut self, slow: &mut Slow, rung: Rung, room: u64) -> Climbed {

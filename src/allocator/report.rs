@@ -45,6 +45,8 @@ pub(super) fn out_of_memory(climb: Climb<'_>) -> OomReport {
         limit: room.limit,
         live_elsewhere: if room.of_pool { 0 } else { others().map(|stats| stats.live.current).sum() },
         room: room.left.min(device),
+        page: core.caps.page,
+        moves: core.caps.page.is_some() && core.caps.remap,
         largest_free,
         holders,
         idle_elsewhere: others().map(|stats| stats.idle()).sum(),

@@ -89,7 +89,7 @@ impl SegmentMap<'_> {
             write!(f, "; a cell is {}", Bytes(sums.extent.div_ceil(self.cells.max(1) as u64)))?;
         }
         if let Some(beyond) = region.size.checked_sub(sums.extent).filter(|beyond| *beyond > 0) {
-            write!(f, "; {} of addresses beyond", Bytes(beyond))?;
+            write!(f, "; {} of addresses beyond, which cost no memory", Bytes(beyond))?;
         }
         writeln!(f)
     }

@@ -35,6 +35,7 @@ impl fmt::Display for TraceError {
             write!(f, "{}: ", file.display())?;
         }
         match self.line {
+            0 | 1 if matches!(self.kind, TraceErrorKind::Io(_)) => write!(f, "{}", self.kind),
             0 => write!(f, "before line 1: {}", self.kind),
             line => write!(f, "line {line}: {}", self.kind),
         }

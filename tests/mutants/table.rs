@@ -190,6 +190,6 @@ pub const MUTANTS: &[Mutant] = &[
     ),
     stream(
         "a segment with unfinished work is released",
-        &[edit(CORE, "filter(|segment| segment.3)", "filter(|_| true)")],
+        &[edit(CORE, "segment.3 && segment.0 <= most", "segment.0 <= most")],
     ),
 ];

@@ -27,7 +27,7 @@ pub fn default_limit() -> u64 {
 /// cache counted as room. `None` outside Linux.
 pub fn budget() -> Option<Budget> {
     let available = meminfo(&read("/proc/meminfo")?, "MemAvailable")?;
-    let total = default_limit();
+    let total = [physical_memory(), cgroup_limit()].into_iter().flatten().min()?;
     let free = cgroup_room().map_or(available, |room| room.min(available));
     Some(Budget { total, free: free.min(total) })
 }

@@ -46,6 +46,17 @@ Figures (with --json one line a trace; null where a figure does not apply or was
   verdict             `passes`, or where and why it stopped; then `report` has the allocator's own words
 With --repeat all figures are of the last pass. A warm pass frees what is live at its end; those frees are events too.
 
+Keys of --config, with what holds when they are not given (sizes in powers of 1024, times in seconds):
+  slack=1.05             how far reserved may exceed the peak of live before pages are moved instead; 1 or more
+  page=2MiB quantum=512  the unit in which memory is had and moved; what every size is a multiple of (64 on hosts)
+  limit= soft_limit=     most bytes held; above the soft one hooks come before growth (none; hosts: memory less 5 %)
+  on_limit=climb         or fail-fast: no waiting and no hooks at the limit
+  segment_min=2MiB       least segment of memory without pages
+  alias=true             whether moved pages stay mapped at their old address until work there is complete
+  wait_max=30            longest wait of one request for unfinished work on the host
+  poll_every=512         allocations between two looks for completed work
+  high_watermark=1 low_watermark=0.9 decay= report=summary   for servers; a replay does not tick
+
 Exit status: 0 every trace passed, 1 some trace did not, 2 wrong usage or an unreadable file.";
 
 #[derive(Debug, clap::Args)]
@@ -57,7 +68,7 @@ pub struct Replay {
     #[arg(long, value_enum, default_value = "sim")]
     pub backend: BackendArg,
     /// Bytes of the simulated device (1 TiB when not given), or the limit on the host (e.g. 512MiB)
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     pub capacity: Option<Bytes>,
     /// Also find the least capacity with which the trace passes, and play it there; slack is 1.0 and lag 0 unless given
     #[arg(long, conflicts_with = "capacity")]
@@ -69,12 +80,12 @@ pub struct Replay {
     #[arg(long, value_name = "N", conflicts_with = "streams", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub spread: Option<u16>,
     /// Work on the simulated device is complete so many events after it was issued [default: 1000]
-    #[arg(long, value_name = "EVENTS|never", value_parser = lag)]
+    #[arg(long, value_name = "EVENTS|never", value_parser = lag, allow_hyphen_values = true)]
     pub lag: Option<Lag>,
     /// Play the trace N times on one allocator; what is live at the end of a pass is freed
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub repeat: u32,
-    /// Settings of the allocator, e.g. slack=1.01,page=2MiB,quantum=512
+    /// Settings of the allocator, e.g. slack=1.01,page=2MiB,quantum=512 (all keys: --help)
     #[arg(long, value_name = "KEY=VALUE,...", value_delimiter = ',', value_parser = setting)]
     pub config: Vec<(String, String)>,
     /// Write what the allocator holds when most is requested, as JSON (one trace only)
@@ -169,7 +180,7 @@ impl Replay {
 fn lag(text: &str) -> Result<Lag, String> {
     match text {
         "never" => Ok(Lag::Never),
-        _ => text.parse().map(Lag::Events).map_err(|_| "a number of events, or `never`".into()),
+        _ => text.parse().map(Lag::Events).map_err(|_| "must be a number of events, or `never`".into()),
     }
 }
 

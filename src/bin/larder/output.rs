@@ -194,6 +194,7 @@ fn verdict(report: &OomReport) -> &'static str {
         Verdict::LimitReached => "limit-reached",
         Verdict::DeviceFull => "device-full",
         Verdict::Fragmented => "fragmented",
+        Verdict::TooFewPages => "too-few-pages",
         Verdict::WaitingForWork => "waiting-for-work",
     }
 }

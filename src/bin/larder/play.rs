@@ -85,7 +85,13 @@ fn row(path: &Path, arguments: &Replay, config: &ReplayConfig) -> Result<Row, St
 }
 
 fn load(path: &Path, arguments: &Replay) -> Result<Trace, String> {
+    if path.is_dir() {
+        return Err(format!("{}: a folder; name the traces in it, e.g. {}/*.gz", path.display(), path.display()));
+    }
     let trace = Trace::load(path).map_err(|error| error.to_string())?;
+    if trace.events() == 0 {
+        return Err(format!("{}: no events in it (an empty file?)", path.display()));
+    }
     Ok(match arguments.spread {
         Some(count) => trace.spread(count),
         None if arguments.streams == StreamsArg::One => trace.on_one_stream(),
