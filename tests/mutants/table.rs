@@ -45,6 +45,14 @@ pub const MUTANTS: &[Mutant] = &[
         "a neighbour's fence is lost when blocks join",
         &[edit(HEAP, "fences.join(fence, self.table[next].fence)", "fence")],
     ),
+    stream(
+        "the fence of the neighbour in front is lost when blocks join",
+        &[edit(HEAP, "self.grown(prev, old, own, fences.join(fence, own))", "self.grown(prev, old, own, fence)")],
+    ),
+    stream(
+        "the fence of the neighbour behind is lost when blocks join",
+        &[edit(HEAP, "self.grown(next, old, own, fences.join(fence, own))", "self.grown(next, old, own, fence)")],
+    ),
     stream("a pair is lost when fences join", &[edit(FENCE, "self.pairs(a).chain(self.pairs(b))", "self.pairs(a)")]),
     stream(
         "of one stream's two counters the older stays",
@@ -154,9 +162,8 @@ pub const MUTANTS: &[Mutant] = &[
             edit(PAGES, "let access = Access::Now(stream);", "let access = Access::AfterWait;"),
             edit(
                 PAGES,
-                "match core.wait_between(pool, wish.stream, &pairs) {",
-                "let pairs = if wish.prefer == Preference::Lowest { Vec::new() } else { pairs }; \
-                 match core.wait_between(pool, wish.stream, &pairs) {",
+                "wait_between(pool, wish.stream, &pairs)",
+                "wait_between(pool, wish.stream, if wish.prefer == Preference::Lowest { &[] } else { &pairs })",
             ),
             edit(
                 PAGES,
@@ -167,6 +174,10 @@ pub const MUTANTS: &[Mutant] = &[
                  state.heap.put(taken, fence, &mut state.clocks); })?",
             ),
         ],
+    ),
+    stream(
+        "pages of an idle pool are waited for to come together",
+        &[edit(PAGES, "let access = Access::Now(stream);", "let access = Access::AfterWait;")],
     ),
     stream(
         "pages of an idle pool come together without an alias",

@@ -83,13 +83,41 @@ fn a_retired_page_is_unmapped_when_its_work_is_complete_and_not_before() {
 
 #[test]
 fn without_aliases_pages_move_only_when_their_work_is_complete() {
-    let mut world = world(SimMemory::Remap, 4, 1);
-    let mut blocks: Vec<_> = (0..4).map(|_| Some(world.used(0, PAGE))).collect();
-    (blocks[0], blocks[2]) = (None, None);
-    let pair = world.used(0, 2 * PAGE);
-    assert_eq!(world.allocator.stats().host_waits, 1, "nothing else could help");
-    drop((pair, blocks));
-    world.end(&"moved after completion");
+    // Whether the device has none or the config forbids them.
+    for (memory, alias) in [(SimMemory::Remap, true), (SimMemory::Alias, false)] {
+        let config = Config { alias, ..config() };
+        let mut world = World::new(device(memory, 4, Lag::Manual), config, 1);
+        let mut blocks: Vec<_> = (0..4).map(|_| Some(world.used(0, PAGE))).collect();
+        (blocks[0], blocks[2]) = (None, None);
+        let pair = world.used(0, 2 * PAGE);
+        assert_eq!(world.allocator.stats().host_waits, 1, "{memory:?}: nothing else could help");
+        drop((pair, blocks));
+        world.end(&"moved after completion");
+    }
+}
+
+#[test]
+fn pages_of_an_idle_pool_come_together_without_a_wait() {
+    for (memory, lane) in [(SimMemory::Alias, 0), (SimMemory::Alias, 1), (SimMemory::Remap, 0), (SimMemory::Remap, 1)] {
+        let config = Config { poll_every: 1, ..config() };
+        let mut world = World::new(device(memory, 8, Lag::Manual), config, 2);
+        let mut blocks: Vec<_> = [0, 0, 1].into_iter().map(|lane| Some(world.used(lane, PAGE))).collect();
+        // Nothing is left between the two pages, each of which is another lane's.
+        blocks[1] = None;
+        world.poll();
+        world.sim.complete_all();
+        world.poll();
+        assert_eq!(world.allocator.trim(0).unwrap(), PAGE);
+        blocks.iter().flatten().for_each(|held| world.work_whole(held));
+        drop(blocks);
+        let next = world.used(lane, 512);
+        // Lane 0 has the lowest page; lane 1 brings its own next to that, if it may move before its work is complete.
+        let moved = if memory == SimMemory::Alias { lane as u64 * PAGE } else { 0 };
+        assert_eq!(world.allocator.stats().moved, moved, "{memory:?}, lane {lane}");
+        assert_eq!(world.calls(Call::StreamWait), 0, "lane {lane} needs nobody else's page");
+        drop(next);
+        world.end(&"an idle pool");
+    }
 }
 
 #[test]
