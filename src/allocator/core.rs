@@ -238,9 +238,9 @@ impl State {
         })
     }
 
-    /// The smallest empty segment of at least `wanted` bytes whose work is complete, or else the largest.
-    pub(crate) fn complete_empty(&self, wanted: u64) -> Option<(u16, u32)> {
-        let complete = || self.empty_segments().filter(|segment| segment.3);
+    /// Of the empty segments of at most `most` bytes whose work is complete, the smallest of at least `wanted`, or else the largest.
+    pub(crate) fn complete_empty(&self, wanted: u64, most: u64) -> Option<(u16, u32)> {
+        let complete = || self.empty_segments().filter(|segment| segment.3).filter(|segment| segment.0 <= most);
         let enough = complete().filter(|segment| segment.0 >= wanted).min();
         enough.or_else(|| complete().max()).map(|(_, place, index, _)| (place, index))
     }

@@ -358,7 +358,7 @@ impl<'a> Climb<'a> {
             let until = self.patience();
             self.core.wait_for_all(self.id, slow, until)?;
         }
-        segments::release_empty(self.core, self.id, u64::MAX)?;
+        segments::release_empty(self.core, self.id, u64::MAX, u64::MAX)?;
         Ok(())
     }
 
@@ -397,7 +397,7 @@ impl<'a> Climb<'a> {
             let spare = stats.reserved.current.saturating_sub(pool.config.read().guarantee).min(stats.idle());
             if bytes < wanted && other != self.id && spare > 0 {
                 self.core.poll(other, slow)?;
-                bytes += self.core.return_idle(other, spare.min(wanted - bytes))?;
+                bytes += self.core.return_spare(other, wanted - bytes, spare)?;
             }
         }
         Ok(bytes)

@@ -10,6 +10,7 @@ use super::core::{Core, Slow};
 use super::{pages, segments};
 use crate::backend::{BackendError, Span};
 use crate::ids::{Access, PoolId};
+use crate::units::align_down;
 
 /// What a reclaim hook is told: who needs memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,9 +87,17 @@ impl Core {
     /// Returns idle memory of a pool whose work is complete: about `wanted` bytes of pages or segments. Answers the bytes.
     pub(crate) fn return_idle(&self, id: PoolId, wanted: u64) -> Result<u64, BackendError> {
         if self.caps.page.is_none() {
-            return segments::release_empty(self, id, wanted);
+            return segments::release_empty(self, id, wanted, u64::MAX);
         }
         self.return_pages(id, wanted)
+    }
+
+    /// As [`Core::return_idle`], but never more than `spare` bytes: whole pages and segments within them.
+    pub(crate) fn return_spare(&self, id: PoolId, wanted: u64, spare: u64) -> Result<u64, BackendError> {
+        match self.caps.page {
+            None => segments::release_empty(self, id, wanted, spare),
+            Some(page) => self.return_pages(id, wanted.min(align_down(spare, page))),
+        }
     }
 
     fn return_pages(&self, id: PoolId, wanted: u64) -> Result<u64, BackendError> {

@@ -25,15 +25,15 @@ pub(super) fn has_unfinished_empty(core: &Core, id: PoolId) -> bool {
 }
 
 /// Releases wholly free segments whose work is complete, the smallest that suffices first, until `wanted` bytes went back or
-/// there are no more. Answers the bytes.
-pub(super) fn release_empty(core: &Core, id: PoolId, wanted: u64) -> Result<u64, BackendError> {
+/// none is left that keeps them within `most`. Answers the bytes.
+pub(super) fn release_empty(core: &Core, id: PoolId, wanted: u64, most: u64) -> Result<u64, BackendError> {
     let pool = core.pool(id);
     let mut released = 0;
     while released < wanted {
         let (region, place, size, index) = {
             let mut guard = pool.state.lock();
             let state = &mut *guard;
-            let Some((place, index)) = state.complete_empty(wanted - released) else { break };
+            let Some((place, index)) = state.complete_empty(wanted - released, most - released) else { break };
             let size = state.heap.extent(place).0;
             let index = state.heap.hold(index, 0, size, &mut state.clocks);
             pool.meter.pending_is(state.heap.pending());
