@@ -88,8 +88,8 @@ fn search_all(memory: SimMemory, lags: &[Lag], seeds: u64) {
     assert!(refused > seeds && moved > seeds, "the search is idle: {refused} refused, {moved} served by moves");
 }
 
-/// As few pages as can be: idle memory is purged, and the limit lowered to the pages with a live byte and those of the request alone.
-/// It is served, whatever addresses the program has left behind. Answers how many such requests there were.
+/// As few pages as can be: idle memory is purged, and the limit lowered to the pages with a live byte and those of the
+/// request alone. It is served, whatever addresses the program left behind. Answers how many such requests there were.
 fn search_tight(memory: SimMemory, lag: Lag, pages: u64, seed: u64, steps: u64) -> u64 {
     let device = SimConfig { capacity: pages * PAGE, memory, page: PAGE, lag, ..SimConfig::default() };
     let mut world = World::new(device, Config::default(), 3);
@@ -110,9 +110,9 @@ fn search_tight(memory: SimMemory, lag: Lag, pages: u64, seed: u64, steps: u64) 
                 continue;
             }
             world.allocator.set_config(Config::default().limit(least * PAGE)).unwrap();
-            world.alloc(stream, bytes).unwrap_or_else(|error| {
-                panic!("{memory:?} {lag:?} {pages} pages, seed {seed}, step {step}: {bytes} bytes, {in_use} pages in use\n{error}")
-            });
+            let case = format!("{memory:?} {lag:?} {pages} pages, seed {seed}, step {step}");
+            let served = world.alloc(stream, bytes);
+            served.unwrap_or_else(|error| panic!("{case}: {bytes} bytes with {in_use} pages in use\n{error}"));
             world.allocator.set_config(Config::default()).unwrap();
             tight += 1;
         } else {

@@ -51,7 +51,7 @@ fn sound(allocator: &Allocator<Simulated>, sim: &Sim) {
     assert_eq!((allocator.check(), sim.check(), sim.violations()), (Ok(()), Ok(()), vec![]));
 }
 
-// ---- the quantum -------------------------------------------------------------------------------------------------------------
+// ---- the quantum ----------------------------------------------------------------------------------------------------
 
 #[test]
 fn a_quantum_above_the_page_is_refused() {
@@ -120,7 +120,7 @@ fn segments_are_whole_quanta() {
     assert_eq!(allocator.stats().reserved.current, 0);
 }
 
-// ---- soft limits and hooks -----------------------------------------------------------------------------------------------------
+// ---- soft limits and hooks ------------------------------------------------------------------------------------------
 
 #[test]
 fn what_a_hook_allocates_itself_passes_the_soft_limit() {
@@ -180,7 +180,7 @@ fn a_hook_may_own_the_guard_of_another() {
     assert_eq!(finished.recv_timeout(Duration::from_secs(20)), Ok((true, true, 2)));
 }
 
-// ---- threads -------------------------------------------------------------------------------------------------------------------
+// ---- threads --------------------------------------------------------------------------------------------------------
 
 #[test]
 fn care_for_an_idle_pool_does_not_race_with_its_use() {
@@ -224,7 +224,7 @@ fn a_request_with_a_deadline_sees_a_raised_limit() {
     assert!(start.elapsed() < Duration::from_secs(30), "served when the limit was raised, not at the deadline");
 }
 
-// ---- pools, guarantees and limits ------------------------------------------------------------------------------------------------
+// ---- pools, guarantees and limits -----------------------------------------------------------------------------------
 
 #[test]
 fn guarantees_of_any_size_add_up() {
@@ -266,7 +266,7 @@ fn idle_memory_under_a_guarantee_is_not_taken() {
                 report(allocator.alloc(20 * MIB));
                 assert_eq!(pool.stats().reserved.current, 16 * MIB, "{memory:?} {limit:?}");
             }
-            // What lies idle above the guarantee is: as much as the limit lacks, or all of it where only the device knows.
+            // What lies idle above it is: as much as the limit lacks, or all of it where only the device knows.
             pool.set_pool_config(guarantee(8 * MIB)).unwrap();
             let taken = allocator.alloc(20 * MIB).map(|block| block.len());
             let left = pool.stats().reserved.current;
@@ -358,7 +358,7 @@ fn no_remedy_is_to_free_nothing() {
     }
 }
 
-// ---- moving pages ----------------------------------------------------------------------------------------------------------------
+// ---- moving pages ---------------------------------------------------------------------------------------------------
 
 #[test]
 fn a_crowded_pool_uses_what_is_partly_live() {
@@ -400,7 +400,7 @@ fn without_alias_a_failed_unmapping_after_a_move_loses_nothing() {
     sound(&allocator, &sim);
 }
 
-// ---- streams ---------------------------------------------------------------------------------------------------------------------
+// ---- streams --------------------------------------------------------------------------------------------------------
 
 #[test]
 fn a_stream_of_another_allocator_orders_nothing() {
@@ -451,7 +451,7 @@ fn a_small_request_to_an_idle_pool_waits_for_no_other_stream() {
     }
 }
 
-// ---- segments --------------------------------------------------------------------------------------------------------------------
+// ---- segments -------------------------------------------------------------------------------------------------------
 
 #[test]
 fn trim_takes_the_smallest_segment_that_suffices() {
@@ -498,7 +498,7 @@ fn segments_whose_work_is_complete_go_back_without_a_wait() {
     drop((large, live));
 }
 
-// ---- configs -----------------------------------------------------------------------------------------------------------------------
+// ---- configs --------------------------------------------------------------------------------------------------------
 
 #[test]
 #[cfg(unix)]
@@ -527,7 +527,8 @@ fn a_new_config_without_a_limit_keeps_the_limit_of_the_host() {
     }
 }
 
-/// Whatever device is described: an error that says what is wrong, or an allocator whose answers are typed and whose figures agree.
+/// Whatever device is described: an error that says what is wrong, or an allocator with typed answers and figures that
+/// agree.
 #[test]
 fn no_description_of_a_device_panics() {
     let pages = [0, 1, 3, 4096, 2 * MIB, 1 << 36, 1 << 63, u64::MAX];
@@ -599,7 +600,7 @@ fn a_huge_request_at_small_pages_is_refused_at_once() {
     assert_eq!((sim.counters().used, allocator.stats().reserved.current), (0, 0));
 }
 
-// ---- many pools, recordings, kinds of memory -----------------------------------------------------------------------------------------
+// ---- many pools, recordings, kinds of memory ------------------------------------------------------------------------
 
 #[test]
 #[cfg(unix)]
