@@ -404,16 +404,16 @@ impl OomReport {
         let (rounded, stats) = (self.request.rounded, &self.stats);
         match (self.verdict(), self.limit) {
             (Verdict::LargerThanLimit, Some(limit)) => {
-                format!("ask for at most {}, or raise the limit to {}", Bytes(limit), Bytes(rounded))
+                format!("ask for at most {}, or raise the limit by {}", Bytes(limit), self.in_pages(rounded - limit))
             }
             (Verdict::LimitReached, Some(limit)) => {
                 let wanted = self.shortage().map_or(self.wanted_live(), |short| self.wanted_live().max(limit + short));
-                format!("free {}, or raise the limit to {}", self.in_pages(wanted - limit), self.in_pages(wanted))
+                let short = self.in_pages(wanted - limit);
+                format!("free {short}, or raise the limit by as much")
             }
             (Verdict::TooFewPages, limit) => {
                 let short = self.in_pages(self.shortage().unwrap_or(1));
-                let limit =
-                    limit.map_or(String::new(), |limit| format!(", raise the limit to {}", Bytes(limit + short.0)));
+                let limit = if limit.is_some() { ", raise the limit by as much" } else { "" };
                 let page = Bytes(self.page.unwrap_or(0));
                 format!("free {short} in whole pages{limit}, or choose pages smaller than {page} in the config")
             }

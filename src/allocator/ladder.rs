@@ -302,9 +302,12 @@ impl<'a> Climb<'a> {
 
     fn fill(&mut self, slow: &mut Slow, rung: Rung, how: Filling) -> Climbed {
         let mut filled = fill_window(self.core, self.id, self.need, slow, how)?;
-        let more = rung == Rung::Grow && matches!(filled, Filled::NoWindow);
-        if more && add_region(self.core, self.id, self.need.size).is_ok() {
-            filled = fill_window(self.core, self.id, self.need, slow, how)?;
+        if rung == Rung::Grow && matches!(filled, Filled::NoWindow) {
+            filled = match add_region(self.core, self.id, self.need.size) {
+                Ok(()) => fill_window(self.core, self.id, self.need, slow, how)?,
+                Err(error) if error.is_out_of_memory() => Filled::Refused(error),
+                Err(error) => return Err(error),
+            };
         }
         let outcome = match filled {
             Filled::Served(grant) => return Ok(Some(grant)),

@@ -72,8 +72,17 @@ pub(super) fn fill_window(
     slow: &mut Slow,
     how: Filling,
 ) -> Result<Filled<Grant>, BackendError> {
-    ensure_region(core, id)?;
     let pool = core.pool(id);
+    if pool.state.lock().heap.places().next().is_none() {
+        // The first rung asks for addresses, once; the others have none to look through when they were refused.
+        match how.moves {
+            Some(_) => return Ok(Filled::NoWindow),
+            None => match add_region(core, id, 0) {
+                Err(error) if error.is_out_of_memory() => return Ok(Filled::Refused(error)),
+                added => added?,
+            },
+        }
+    }
     let crowded = {
         let state = pool.state.lock();
         state.addresses() / ADDRESSES_PER_LIVE > pool.meter.crest().max(need.size)
@@ -345,14 +354,6 @@ pub(super) fn unmap_retired(core: &Core, id: PoolId, slow: &mut Slow) -> Result<
     // What the backend would not unmap stays retired, to be tried again.
     retired.extend(left.iter().map(|(index, _)| *index));
     result
-}
-
-/// Reserves a pool's addresses when it has none.
-fn ensure_region(core: &Core, id: PoolId) -> Result<(), BackendError> {
-    if core.pool(id).state.lock().heap.places().next().is_some() {
-        return Ok(());
-    }
-    add_region(core, id, 0)
 }
 
 /// Reserves addresses for a pool: some times what its limit lets it hold, or all that one reservation may be; half as long as it is
