@@ -31,7 +31,7 @@
 //! floor 3  native/ diag/ trace/
 //!            native: host blocks as slices. diag: the segment map as text. trace: read, write, replay, models.
 //! floor 2  allocator/
-//!            heaps, stream order, backend and policy joined: core, ladder, pages, segments, streams, reclaim, report, handles
+//!            heaps, stream order, backend and policy joined: core, pool, ladder, pages, segments, streams, reclaim, report, handles
 //! floor 1  heap/ fence policy stats snapshot backend/
 //!            rooms that do not know each other (snapshot names stats and the backend's budget).
 //!            heap: where blocks lie. fence: which stream has seen which work. policy: config and pure choices.

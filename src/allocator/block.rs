@@ -5,7 +5,8 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use super::core::{Core, Grant};
+use super::core::Core;
+use super::pool::Grant;
 use super::streams::Stream;
 use super::{Any, Memory};
 use crate::backend::Span;

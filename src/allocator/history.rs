@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::core::{Grant, Need};
+use super::pool::{Grant, Need};
 use crate::ids::{BlockId, StreamId};
 
 /// One event of a live allocator. `id` numbers allocations from 0 and is never used twice.

@@ -6,9 +6,10 @@
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
-use super::core::{Core, Grant, Need, Pool, Slow};
+use super::core::{Core, Slow};
 use super::error::AllocError;
 use super::pages::{Filled, Filling, add_region, fill_window};
+use super::pool::{Grant, Need, Pool};
 use super::reclaim::Shortage;
 use super::report;
 use super::segments;

@@ -2,7 +2,8 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `core` | what all handles share: pools, locks, the two entry points `alloc` and `free` |
+//! | `core` | what all handles share: pools, locks, limits, the two entry points `alloc` and `free` |
+//! | `pool` | a pool's heap, clocks and figures behind one lock, and what happens to a block there |
 //! | `ladder` | what is tried, in which order, when nothing free fits |
 //! | `pages`, `segments` | growth and moves of memory, by page and by segment |
 //! | `streams` | completed work, waits, stream handles |
@@ -17,6 +18,7 @@ mod error;
 mod history;
 mod ladder;
 mod pages;
+mod pool;
 mod reclaim;
 mod report;
 mod request;

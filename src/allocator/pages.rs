@@ -3,7 +3,8 @@
 //! The driver is called with the window held and no state lock. What a failed call leaves half done is kept as it is: pages that
 //! moved are free pages at their new address, the rest is as before. So nothing is ever undone, and nothing is lost.
 
-use super::core::{Core, Grant, Need, Pool, Slow, State};
+use super::core::{Core, Slow};
+use super::pool::{Grant, Need, Pool, State};
 use crate::backend::{BackendError, Span};
 use crate::fence::Counter;
 use crate::heap::{Claim, Preference, Source};

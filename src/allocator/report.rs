@@ -2,8 +2,9 @@
 
 use std::time::Instant;
 
-use super::core::{Core, Note, State};
+use super::core::Core;
 use super::ladder::Climb;
+use super::pool::{Note, State};
 use super::tags::TagId;
 use crate::heap::{BlockView, State as HeapState, whole_pages};
 use crate::ids::PoolId;
@@ -71,7 +72,7 @@ fn full_report_is_due(core: &Core) -> bool {
 fn holders(state: &State) -> Vec<TagRecord> {
     let mut tags: Vec<(usize, _)> = state.tags.iter().enumerate().filter(|(_, tag)| tag.blocks > 0).collect();
     tags.sort_unstable_by_key(|(at, tag)| (std::cmp::Reverse(tag.live), *at));
-    let record = |(at, tag): (usize, &super::core::TagUse)| TagRecord {
+    let record = |(at, tag): (usize, &super::pool::TagUse)| TagRecord {
         tag: TagId(at as u16).name(),
         live: tag.live,
         blocks: tag.blocks,

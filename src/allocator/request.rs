@@ -4,8 +4,8 @@ use std::panic::Location;
 use std::time::Instant;
 
 use super::block::Block;
-use super::core::Need;
 use super::error::AllocError;
+use super::pool::Need;
 use super::streams::Stream;
 use super::tags::TagId;
 use super::{Allocator, Memory};

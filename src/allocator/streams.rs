@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use super::core::{Core, Pool, Slow};
+use super::core::{Core, Slow};
 use super::pages;
+use super::pool::Pool;
 use crate::backend::BackendError;
 use crate::fence::Counter;
 use crate::ids::{EventId, PoolId, StreamId};

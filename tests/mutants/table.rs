@@ -30,6 +30,7 @@ const fn stream(name: &'static str, edits: &'static [Edit]) -> Mutant {
 
 const FENCE: &str = "fence.rs";
 const CORE: &str = "allocator/core.rs";
+const POOL: &str = "allocator/pool.rs";
 const STREAMS: &str = "allocator/streams.rs";
 const PAGES: &str = "allocator/pages.rs";
 const HEAP: &str = "heap/mod.rs";
@@ -73,7 +74,7 @@ pub const MUTANTS: &[Mutant] = &[
     stream(
         "a further user's counter is advanced at used_on, not at the drop",
         &[
-            edit(CORE, "users.push(stream);", "users.push(stream); let _ = self.clocks.freed_on(stream);"),
+            edit(POOL, "users.push(stream);", "users.push(stream); let _ = self.clocks.freed_on(stream);"),
             edit(FENCE, "let also = self.freed_on(*other);", "let also = single(*other, self.now(*other));"),
         ],
     ),
@@ -137,7 +138,7 @@ pub const MUTANTS: &[Mutant] = &[
     ),
     stream(
         "further users are forgotten at the drop",
-        &[edit(CORE, "freed_by_all(note.stream(), &users)", "freed_by_all(note.stream(), &[])")],
+        &[edit(POOL, "freed_by_all(note.stream(), &users)", "freed_by_all(note.stream(), &[])")],
     ),
     stream(
         "a stream's number goes back while a block names it",
@@ -201,6 +202,6 @@ pub const MUTANTS: &[Mutant] = &[
     ),
     stream(
         "a segment with unfinished work is released",
-        &[edit(CORE, "segment.3 && segment.0 <= most", "segment.0 <= most")],
+        &[edit(POOL, "segment.3 && segment.0 <= most", "segment.0 <= most")],
     ),
 ];

@@ -1,0 +1,308 @@
+//! A pool: its heap and clocks behind one lock, its figures, and what happens to a block under that lock.
+//!
+//! Everything here is arithmetic: no driver is called, nothing waits, and no user code runs.
+//!
+//! Invariants ([`Pool::walk`] recomputes them): the meter and the tags say what a walk over the heap finds; `users` has an entry for
+//! each live block that several streams use, and for no other.
+
+use std::collections::BTreeMap;
+use std::panic::Location;
+use std::time::Instant;
+
+use parking_lot::{Mutex, RwLock};
+
+use super::history::History;
+use super::tags::TagId;
+use crate::backend::{Capabilities, Region};
+use crate::fence::Clocks;
+use crate::heap::{Heap, Owned, State as BlockState};
+use crate::ids::{Access, BlockId, FenceId, StreamId};
+use crate::policy::PoolConfig;
+use crate::stats::Meter;
+
+/// A heap over regions of its own, with its own lock.
+pub(crate) struct Pool {
+    pub name: String,
+    pub config: RwLock<PoolConfig>,
+    pub tag: TagId,
+    pub state: Mutex<State>,
+    pub meter: Meter,
+}
+
+/// What a live block is to the allocator: who asked for it and what it is for.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Note {
+    pub site: Option<&'static Location<'static>>,
+    /// size - requested.
+    pub padding: u32,
+    pub tag: TagId,
+    /// The stream it was allocated on; `SHARED` is set when other streams use it too.
+    stream: u16,
+}
+
+impl Note {
+    const SHARED: u16 = 1 << 15;
+
+    fn new(need: &Need, size: u64) -> Note {
+        Note { site: Some(need.site), padding: (size - need.requested) as u32, tag: need.tag, stream: need.stream.0 }
+    }
+
+    #[inline]
+    pub(crate) fn stream(&self) -> StreamId {
+        StreamId(self.stream & !Self::SHARED)
+    }
+
+    #[inline]
+    pub(crate) fn is_shared(&self) -> bool {
+        self.stream & Self::SHARED != 0
+    }
+}
+
+/// A request after rounding and checking.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Need {
+    pub requested: u64,
+    /// Multiple of the quantum, at least one.
+    pub size: u64,
+    pub align: u64,
+    pub stream: StreamId,
+    pub tag: TagId,
+    pub site: &'static Location<'static>,
+    pub deadline: Option<Instant>,
+}
+
+/// A block given out.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Grant {
+    pub id: BlockId,
+    pub address: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct TagUse {
+    pub live: u64,
+    pub blocks: u64,
+}
+
+/// A pool's changing half.
+pub(crate) struct State {
+    pub heap: Heap<Note>,
+    pub clocks: Clocks,
+    /// Base address of the region in each slot.
+    pub bases: Vec<u64>,
+    /// Streams that use a block besides its own, by index of the block's record.
+    pub users: BTreeMap<u32, Vec<StreamId>>,
+    pub tags: Vec<TagUse>,
+    pub history: Option<History>,
+    until_poll: u32,
+    poll_every: u32,
+    /// Whether uses of this memory are ordered by streams at all.
+    streams: bool,
+    /// Whether free pages are brought together when nothing is live: where moving them costs little.
+    retreats: bool,
+}
+
+impl State {
+    /// An empty pool's state.
+    pub(crate) fn new(quantum: u64, clocks: Clocks, caps: &Capabilities, poll_every: u32) -> State {
+        State {
+            heap: Heap::new(quantum),
+            clocks,
+            bases: Vec::new(),
+            users: BTreeMap::new(),
+            tags: vec![TagUse::default()],
+            history: None,
+            until_poll: poll_every,
+            poll_every,
+            streams: caps.streams,
+            retreats: caps.alias,
+        }
+    }
+
+    /// The first search, and the only one when it finds.
+    #[inline]
+    pub(crate) fn take(&mut self, need: &Need) -> Option<u32> {
+        let access = Access::Now(need.stream);
+        if self.heap.aligns(need.align) {
+            self.heap.take(need.size, access, &mut self.clocks)
+        } else {
+            self.heap.take_aligned(need.size, need.align, access, &mut self.clocks)
+        }
+    }
+
+    /// Counts a block that was just taken and says where it is.
+    #[inline]
+    pub(crate) fn grant(&mut self, index: u32, need: &Need, meter: &Meter) -> Grant {
+        let (view, note) = self.heap.owned(index);
+        *note = Note::new(need, view.size);
+        let grant = Grant { id: view.id, address: self.bases[usize::from(view.place)] + view.offset };
+        let tag = self.tag_use(need.tag);
+        tag.live += view.size;
+        tag.blocks += 1;
+        meter.gave(need.requested, view.size, self.heap.pending());
+        if let Some(history) = &mut self.history {
+            history.gave(&grant, need);
+        }
+        grant
+    }
+
+    #[inline]
+    fn tag_use(&mut self, tag: TagId) -> &mut TagUse {
+        let at = usize::from(tag.0);
+        if at >= self.tags.len() {
+            self.tags.resize(at + 1, TagUse::default());
+        }
+        &mut self.tags[at]
+    }
+
+    /// The block comes back: its fence is what its streams have issued until now.
+    #[inline]
+    pub(crate) fn take_back(&mut self, id: BlockId, meter: &Meter) {
+        let index = self.heap.live(id);
+        let (Owned { size, .. }, note) = self.heap.owned(index);
+        let note = *note;
+        let fence = if !self.streams {
+            FenceId::NONE
+        } else if note.is_shared() {
+            let users = self.users.remove(&index).unwrap_or_default();
+            self.clocks.freed_by_all(note.stream(), &users)
+        } else {
+            self.clocks.freed_on(note.stream())
+        };
+        if let Some(history) = &mut self.history {
+            history.took_back(id);
+        }
+        self.heap.put_live(index, fence, &mut self.clocks);
+        let tag = &mut self.tags[usize::from(note.tag.0)];
+        tag.live -= size;
+        tag.blocks -= 1;
+        meter.took_back(size - u64::from(note.padding), size, self.heap.pending());
+        if meter.is_idle() && self.retreats && self.heap.is_scattered() {
+            // The next request finds nothing live: a good moment to bring free pages together.
+            self.until_poll = 1;
+        }
+    }
+
+    pub(crate) fn use_on(&mut self, id: BlockId, stream: StreamId) {
+        let index = self.heap.live(id);
+        let note = self.heap.note_mut(index);
+        if note.stream() == stream {
+            return;
+        }
+        note.stream |= Note::SHARED;
+        let users = self.users.entry(index).or_default();
+        if !users.contains(&stream) {
+            users.push(stream);
+            if let Some(history) = &mut self.history {
+                history.used(id, stream);
+            }
+        }
+    }
+
+    /// Whether a live block is used on a stream. Linear in the number of blocks.
+    pub(crate) fn is_used_on(&self, stream: StreamId) -> bool {
+        let own =
+            |block: crate::heap::BlockView<Note>| block.state == BlockState::Live && block.note.stream() == stream;
+        self.users.values().any(|users| users.contains(&stream))
+            || self.heap.places().any(|place| self.heap.blocks(place).any(own))
+    }
+
+    /// Whether it is time to look for completed work and the like.
+    #[inline]
+    pub(crate) fn care_is_due(&mut self) -> bool {
+        self.until_poll -= 1;
+        if self.until_poll > 0 {
+            return false;
+        }
+        self.until_poll = self.poll_every;
+        self.streams
+    }
+
+    pub(crate) fn set_poll_every(&mut self, every: u32) {
+        self.poll_every = every;
+        self.until_poll = every;
+    }
+
+    /// A region's slot in the heap, with its base remembered.
+    pub(crate) fn add_region(&mut self, region: Region, page: Option<u64>) -> Option<u16> {
+        let place = self.heap.add_region(region.id, region.size, page)?;
+        let at = usize::from(place);
+        if at >= self.bases.len() {
+            self.bases.resize(at + 1, 0);
+        }
+        self.bases[at] = region.base;
+        Some(place)
+    }
+
+    /// Segments that are one free block: bytes, slot, block, and whether the work on it is complete.
+    fn empty_segments(&self) -> impl Iterator<Item = (u64, u16, u32, bool)> + '_ {
+        self.heap.places().filter_map(|place| {
+            let index = self.heap.whole(place)?;
+            let view = self.heap.view(index);
+            (view.state == BlockState::Free).then(|| (view.size, place, index, self.clocks.complete(view.fence)))
+        })
+    }
+
+    /// Of the empty segments of at most `most` bytes whose work is complete, the smallest of at least `wanted`, or else the largest.
+    pub(crate) fn complete_empty(&self, wanted: u64, most: u64) -> Option<(u16, u32)> {
+        let complete = || self.empty_segments().filter(|segment| segment.3 && segment.0 <= most);
+        let enough = complete().filter(|segment| segment.0 >= wanted).min();
+        enough.or_else(|| complete().max()).map(|(_, place, index, _)| (place, index))
+    }
+
+    /// Whether there is an empty segment whose work is not known to be complete.
+    pub(crate) fn has_unfinished_empty(&self) -> bool {
+        self.empty_segments().any(|segment| !segment.3)
+    }
+
+    /// Addresses in use: to the end of the last mapped page of each region.
+    pub(crate) fn addresses(&self) -> u64 {
+        self.heap.places().map(|place| self.heap.top(place)).sum()
+    }
+}
+
+impl Pool {
+    /// Walks the pool and compares it with its figures. Answers its reserved bytes.
+    pub(crate) fn walk(&self) -> Result<u64, String> {
+        let state = self.state.lock();
+        state.heap.check().map_err(|broken| broken.to_string())?;
+        let (mut live, mut requested, mut blocks, mut backed, mut shared) = (0, 0, 0, 0, 0);
+        let mut tags = vec![TagUse::default(); state.tags.len()];
+        for block in state.heap.places().flat_map(|place| state.heap.blocks(place)) {
+            match block.state {
+                BlockState::Live => {
+                    live += block.size;
+                    requested += block.size - u64::from(block.note.padding);
+                    blocks += 1;
+                    tags[usize::from(block.note.tag.0)].live += block.size;
+                    shared += usize::from(block.note.is_shared());
+                    backed += block.size;
+                }
+                BlockState::Free | BlockState::Held => backed += block.size,
+                BlockState::Void | BlockState::Filling | BlockState::Retired | BlockState::Vacant => {}
+            }
+        }
+        let stats = self.meter.read();
+        let said = [
+            stats.live.current,
+            stats.requested.current,
+            stats.blocks.current,
+            stats.reserved.current,
+            stats.pending.current,
+        ];
+        let is = [live, requested, blocks, backed, state.heap.pending()];
+        if said != is {
+            return Err(format!(
+                "live, requested, blocks, reserved, pending are said to be {said:?}, a walk finds {is:?}"
+            ));
+        }
+        if tags.iter().map(|tag| tag.live).ne(state.tags.iter().map(|tag| tag.live)) {
+            return Err("the bytes by tag".to_string());
+        }
+        if shared != state.users.len() {
+            return Err(format!("{shared} blocks are used by several streams, {} are listed", state.users.len()));
+        }
+        let chain = [stats.requested.current, stats.live.current, stats.active.current, stats.reserved.current];
+        if !chain.is_sorted() { Err(format!("requested, live, active, reserved: {chain:?}")) } else { Ok(backed) }
+    }
+}
