@@ -53,6 +53,9 @@ pub struct Config {
     pub segment_min: u64,
     /// Whether pages may be mapped at two addresses while work on the old one is unfinished, where the backend can.
     pub alias: bool,
+    /// Whether the host may wait for unfinished work so that pages can be moved, before memory grows beyond the slack. Of use where
+    /// pages cannot be aliased: denser, at the price of waits, which are counted.
+    pub wait_to_move: bool,
     /// The longest that one request waits for unfinished work of this allocator before it gives up.
     pub wait_max: Duration,
     /// After this share of the limit is reserved, `tick` returns idle memory down to `low_watermark`.
@@ -78,6 +81,7 @@ impl Default for Config {
             page: None,
             segment_min: 2 * MIB,
             alias: true,
+            wait_to_move: false,
             wait_max: Duration::from_secs(30),
             high_watermark: 1.0,
             low_watermark: 0.9,
@@ -147,7 +151,7 @@ pub enum ConfigError {
     },
 }
 
-const KEYS: &str = "limit, soft_limit, on_limit, slack, quantum, page, segment_min, alias, wait_max, high_watermark, \
+const KEYS: &str = "limit, soft_limit, on_limit, slack, quantum, page, segment_min, alias, wait_to_move, wait_max, high_watermark, \
                     low_watermark, decay, poll_every, report";
 
 impl Config {
@@ -221,6 +225,7 @@ impl Config {
             "page" => self.page = Some(bytes()?),
             "segment_min" => self.segment_min = bytes()?,
             "alias" => self.alias = value.parse().map_err(|_| bad("true or false"))?,
+            "wait_to_move" => self.wait_to_move = value.parse().map_err(|_| bad("true or false"))?,
             "wait_max" => self.wait_max = seconds()?,
             "high_watermark" => self.high_watermark = number()?,
             "low_watermark" => self.low_watermark = number()?,

@@ -16,6 +16,7 @@ use std::time::Duration;
 use larder::backend::host::System;
 #[cfg(unix)]
 use larder::backend::host::{HugePages, Mmap, MmapConfig};
+use larder::backend::sim::{Lag, Sim, SimConfig, SimMemory};
 use larder::backend::{Backend, BackendError, Capabilities, Region, Span};
 use larder::ids::{EventId, RegionId, StreamId};
 use larder::units::MIB;
@@ -42,6 +43,17 @@ impl Touch for Cpu {
         let pointer = std::ptr::with_exposed_provenance::<u8>(address as usize);
         // SAFETY: the suite reads only from spans that are backed, and memory of hosts is initialised.
         Some(unsafe { pointer.read_volatile() })
+    }
+}
+
+/// Memory that the CPU cannot see.
+struct Nobody;
+
+impl Touch for Nobody {
+    fn write(&self, _address: u64, _size: u64, _byte: u8) {}
+
+    fn read(&self, _address: u64) -> Option<u8> {
+        None
     }
 }
 
@@ -81,7 +93,20 @@ fn rows() -> Vec<Row> {
             touch: &Cpu,
             fresh: zero,
         },
+        simulated("sim, alias", || sim(SimMemory::Alias)),
+        simulated("sim, remap", || sim(SimMemory::Remap)),
+        simulated("sim, pages only", || sim(SimMemory::Paged)),
+        simulated("sim, segments", || sim(SimMemory::Segments)),
     ]
+}
+
+/// A device: nobody reads or writes its bytes from here.
+fn simulated(name: &'static str, make: fn() -> Box<dyn Backend>) -> Row {
+    Row { name, make, touch: &Nobody, fresh: None }
+}
+
+fn sim(memory: SimMemory) -> Box<dyn Backend> {
+    Box::new(Sim::new(SimConfig { memory, lag: Lag::Events(3), ..SimConfig::default() }))
 }
 
 #[cfg(unix)]

@@ -184,3 +184,48 @@ fn figures_of_the_free_and_of_our_own_memory() {
     let own = allocator.own_memory() as f64 / many.len() as f64;
     assert!(own <= 96.0, "{own} bytes of records for each live block");
 }
+
+#[test]
+fn the_host_may_wait_for_pages_to_move_when_the_config_says_so() {
+    // Twice eight blocks of a page and a half, every second one freed: whole pages are free, but not in one piece.
+    let reserved = |wait_to_move| {
+        let device = SimConfig { memory: SimMemory::Remap, page: MIB, lag: Lag::Never, ..SimConfig::default() };
+        let config = Config { wait_to_move, slack: 1.0, ..Config::default() };
+        let (allocator, sim) = Allocator::simulated(device, config).unwrap();
+        let mut blocks: Vec<_> = (0..16).map(|_| Some(allocator.alloc(3 * MIB).unwrap())).collect();
+        blocks.iter_mut().step_by(2).for_each(|block| *block = None);
+        let _large = allocator.alloc(20 * MIB).unwrap();
+        assert_eq!(sim.violations(), []);
+        (allocator.stats().reserved.peak, allocator.stats().host_waits > 0)
+    };
+    assert_eq!(reserved(false), (68 * MIB, false), "what is unfinished cannot move: memory grows");
+    assert_eq!(reserved(true), (48 * MIB, true));
+}
+
+#[test]
+fn addresses_stay_bounded_even_when_no_work_ever_ends_by_itself() {
+    let device = SimConfig { page: MIB, lag: Lag::Never, ..SimConfig::default() };
+    let (allocator, sim) = Allocator::simulated(device, Config::default().slack(1.0)).unwrap();
+    for _ in 0..200 {
+        let mut blocks: Vec<_> = (0..16).map(|_| Some(allocator.alloc(3 * MIB).unwrap())).collect();
+        blocks.iter_mut().step_by(2).for_each(|block| *block = None);
+        let _large = allocator.alloc(20 * MIB).unwrap();
+    }
+    let stats = allocator.stats();
+    assert!(stats.addresses_peak <= 10 * stats.live.peak, "{} times", stats.addresses_peak / stats.live.peak);
+    assert!(stats.host_waits > 0 && sim.violations().is_empty());
+}
+
+#[test]
+fn a_report_names_the_largest_of_many_holders() {
+    let (allocator, _sim) = device(64 * MIB, Config::default().limit(MIB));
+    let held: Vec<_> =
+        (0..300).map(|at| allocator.request(512 * (1 + at % 3)).tag(&format!("tag {at}")).alloc().unwrap()).collect();
+    let big = allocator.request(64 * 1024).tag("big").alloc().unwrap();
+    let error = allocator.alloc(2 * MIB).unwrap_err();
+    let holders = &error.report().unwrap().holders;
+    let named: Vec<_> = holders.iter().map(|holder| (holder.tag.as_str(), holder.live)).collect();
+    assert_eq!(named, [("big", 65536), ("tag 2", 1536), ("tag 5", 1536), ("tag 8", 1536), ("tag 11", 1536)]);
+    assert_eq!(allocator.snapshot().pools[0].tags.len(), 301);
+    drop((held, big));
+}

@@ -231,9 +231,17 @@ impl<'a> Climb<'a> {
         if !self.core.caps.remap {
             return Ok(None);
         }
-        let moves = if self.core.caps.alias { self.now() } else { Access::Completed };
+        let alias = self.core.caps.alias;
+        let moves = if alias { self.now() } else { Access::Completed };
         let grow_max = self.slack_room().min(self.room());
-        self.fill(slow, Rung::Remap, Filling { window: self.now(), moves: Some(moves), grow_max })
+        let how = Filling { window: self.now(), moves: Some(moves), grow_max };
+        let grant = self.fill(slow, Rung::Remap, how)?;
+        if grant.is_some() || alias || !self.core.caps.streams || !self.core.config.read().wait_to_move {
+            return Ok(grant);
+        }
+        let until = self.patience();
+        self.core.wait_for_all(self.id, slow, until)?;
+        self.fill(slow, Rung::Remap, how)
     }
 
     /// Reuse and remap again, of memory that another stream's work still uses, behind waits on the device.

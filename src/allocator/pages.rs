@@ -14,6 +14,8 @@ use crate::units::{GIB, align_down};
 
 /// Interior windows come first, whatever they cost, once addresses in use exceed this many times what was ever live.
 const ADDRESSES_PER_LIVE: u64 = 2;
+/// Where old addresses of moved pages fill so many times what was ever live, the host waits for the work that keeps them.
+const ADDRESSES_MAX: u64 = 8;
 /// A pool's first region has so many times the addresses that its limit lets it hold: moved pages leave holes until they are used again.
 const ADDRESSES_PER_LIMIT: u64 = 8;
 /// And at least so many bytes of addresses.
@@ -84,10 +86,12 @@ pub(super) fn fill_window(
             },
         }
     }
-    let crowded = {
-        let state = pool.state.lock();
-        state.addresses() / ADDRESSES_PER_LIVE > pool.meter.crest().max(need.size)
-    };
+    let mut spread = address_spread(pool, need.size);
+    if spread >= ADDRESSES_MAX && !slow.retired[usize::from(id.0)].is_empty() {
+        core.wait_for_all(id, slow, core.patience())?;
+        spread = address_spread(pool, need.size);
+    }
+    let crowded = spread >= ADDRESSES_PER_LIVE;
     let serve = |state: &mut State, index, start| {
         let taken = state.heap.carve(index, start, need.size, &mut state.clocks);
         state.grant(taken, need, &pool.meter)
@@ -103,11 +107,18 @@ pub(super) fn fill_window(
     fill(core, id, slow, wish, how, serve)
 }
 
-/// Whether nothing is live and free pages lie apart, where moving them costs little.
+/// How many times what was ever live, a request of `size` included, a pool's addresses in use would hold.
+fn address_spread(pool: &Pool, size: u64) -> u64 {
+    let state = pool.state.lock();
+    state.addresses() / pool.meter.crest().max(size)
+}
+
+/// Whether nothing is live and free pages lie apart, where moving them costs little and old addresses are not piled up already.
 pub(super) fn is_idle_and_scattered(core: &Core, id: PoolId) -> bool {
     let pool = core.pool(id);
     let state = pool.state.lock();
-    core.caps.alias && pool.meter.is_idle() && free_pages(&state, Access::AfterWait).0 > 1
+    let room = state.addresses() / pool.meter.crest().max(1) < ADDRESSES_MAX / 2;
+    core.caps.alias && pool.meter.is_idle() && room && free_pages(&state, Access::AfterWait).0 > 1
 }
 
 /// How many blocks hold free pages that may be had in this way, and how many bytes of them there are.

@@ -8,7 +8,7 @@ use super::pool::{Note, State};
 use super::tags::TagId;
 use crate::heap::{BlockView, State as HeapState, whole_pages};
 use crate::ids::PoolId;
-use crate::policy::{OnLimit, ReportLevel};
+use crate::policy::ReportLevel;
 use crate::snapshot::{
     BlockRecord, BlockState, OomReport, Outcome, PoolRecord, RegionRecord, RequestRecord, Snapshot, TagRecord, VERSION,
 };
@@ -17,16 +17,15 @@ use crate::stats::Stats;
 /// The report of a request that reached the end of the ladder.
 pub(super) fn out_of_memory(climb: Climb<'_>) -> OomReport {
     let (core, pool, need) = (climb.core, climb.pool, climb.need);
-    let (largest_free, mut holders) = {
+    let (largest_free, holders) = {
         let state = pool.state.lock();
-        (state.heap.largest_free(), holders(&state))
+        (state.heap.largest_free(), holders(&state, OomReport::HOLDERS))
     };
-    holders.truncate(OomReport::HOLDERS);
     let room = core.room(climb.id);
     let others = || core.pools().filter(|other| !std::ptr::eq(*other, pool)).map(|other| other.meter.read());
-    // Servers that want their errors at once meet limits often: the driver is not asked then.
-    let budget = if climb.on_limit == OnLimit::FailFast { None } else { core.backend.budget().ok().flatten() };
     let refused = climb.trail.iter().any(|step| matches!(step.outcome, Outcome::Refused { .. }));
+    // Servers meet limits often, and what the device has is not the reason then: it is asked only when it refused.
+    let budget = if refused { core.backend.budget().ok().flatten() } else { None };
     let device = budget.map_or(if refused { 0 } else { u64::MAX }, |budget| budget.free);
     OomReport {
         version: VERSION,
@@ -68,16 +67,23 @@ fn full_report_is_due(core: &Core) -> bool {
     due
 }
 
-/// Bytes by tag, largest first.
-fn holders(state: &State) -> Vec<TagRecord> {
-    let mut tags: Vec<(usize, _)> = state.tags.iter().enumerate().filter(|(_, tag)| tag.blocks > 0).collect();
-    tags.sort_unstable_by_key(|(at, tag)| (std::cmp::Reverse(tag.live), *at));
-    let record = |(at, tag): (usize, &super::pool::TagUse)| TagRecord {
+/// Bytes by tag, largest first, of the `most` largest.
+fn holders(state: &State, most: usize) -> Vec<TagRecord> {
+    let mut largest: Vec<(std::cmp::Reverse<u64>, usize)> = Vec::new();
+    for (at, tag) in state.tags.iter().enumerate().filter(|(_, tag)| tag.blocks > 0) {
+        let key = (std::cmp::Reverse(tag.live), at);
+        if largest.len() == most && largest.last().is_some_and(|last| *last < key) {
+            continue;
+        }
+        largest.insert(largest.partition_point(|other| *other < key), key);
+        largest.truncate(most);
+    }
+    let record = |(_, at): (_, usize)| TagRecord {
         tag: TagId(at as u16).name(),
-        live: tag.live,
-        blocks: tag.blocks,
+        live: state.tags[at].live,
+        blocks: state.tags[at].blocks,
     };
-    tags.into_iter().map(record).collect()
+    largest.into_iter().map(record).collect()
 }
 
 impl Core {
@@ -110,7 +116,7 @@ impl Core {
             let regions: Vec<(RegionRecord, Vec<RawBlock>)> =
                 places.iter().map(|place| copy_region(&state, *place)).collect();
             let stranded = places.iter().map(|place| stranded(&state, *place)).sum();
-            (regions, holders(&state), pool.meter.read(), state.heap.largest_free(), stranded)
+            (regions, holders(&state, usize::MAX), pool.meter.read(), state.heap.largest_free(), stranded)
         };
         let finish = |(mut record, blocks): (RegionRecord, Vec<RawBlock>)| {
             record.blocks = blocks.into_iter().map(finish_block).collect();

@@ -1,13 +1,21 @@
 //! Labels for accounting: a scoped, per-thread tag that blocks made under it carry.
 
 use std::cell::Cell;
+use std::collections::HashMap;
 use std::marker::PhantomData;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use parking_lot::RwLock;
 
 /// Names of all tags of this process; a tag's number is its place. Names are constants of a program: they are not given back.
-static NAMES: RwLock<Vec<Arc<str>>> = RwLock::new(Vec::new());
+static NAMES: LazyLock<RwLock<Names>> = LazyLock::new(RwLock::default);
+
+#[derive(Default)]
+struct Names {
+    by_number: Vec<Arc<str>>,
+    /// Only ever looked up, never walked: the order of a hash table decides nothing.
+    numbers: HashMap<Arc<str>, TagId>,
+}
 
 thread_local! {
     static CURRENT: Cell<TagId> = const { Cell::new(TagId::NONE) };
@@ -27,26 +35,28 @@ impl TagId {
         if name.is_empty() {
             return TagId::NONE;
         }
-        let place = |names: &[Arc<str>]| names.iter().position(|n| &**n == name).map(|at| TagId(at as u16 + 1));
-        if let Some(tag) = place(&NAMES.read()) {
-            return tag;
+        if let Some(tag) = NAMES.read().numbers.get(name) {
+            return *tag;
         }
         let mut names = NAMES.write();
-        if let Some(tag) = place(&names) {
-            return tag;
+        if let Some(tag) = names.numbers.get(name) {
+            return *tag;
         }
-        if names.len() >= usize::from(u16::MAX) - 1 {
+        if names.by_number.len() >= usize::from(u16::MAX) - 1 {
             return TagId::NONE;
         }
-        names.push(name.into());
-        TagId(names.len() as u16)
+        let name: Arc<str> = name.into();
+        names.by_number.push(name.clone());
+        let tag = TagId(names.by_number.len() as u16);
+        names.numbers.insert(name, tag);
+        tag
     }
 
     /// The name; empty for no tag.
     pub fn name(self) -> String {
         match self.0 {
             0 => String::new(),
-            at => NAMES.read().get(usize::from(at) - 1).map(|name| name.to_string()).unwrap_or_default(),
+            at => NAMES.read().by_number.get(usize::from(at) - 1).map(|name| name.to_string()).unwrap_or_default(),
         }
     }
 

@@ -138,6 +138,9 @@ impl State {
     pub(super) fn reserve(&mut self, requested: u64) -> Result<Region, Stop> {
         self.supported(Call::Reserve)?;
         let size = self.extent(Call::Reserve, requested, self.config.page)?;
+        if size != requested {
+            return Err(broken(ViolationKind::Span, format!("a reservation of {requested} bytes is not whole pages")));
+        }
         self.faults.strike(Call::Reserve)?;
         let full = BackendError::OutOfMemory { call: Call::Reserve.name(), requested };
         self.memory.reserve(size).ok_or(Stop::Refused(full))

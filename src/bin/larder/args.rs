@@ -53,6 +53,7 @@ Keys of --config, with what holds when they are not given (sizes in powers of 10
   on_limit=climb         or fail-fast: no waiting and no hooks at the limit
   segment_min=2MiB       least segment of memory without pages
   alias=true             whether moved pages stay mapped at their old address until work there is complete
+  wait_to_move=false     whether the host may wait so that pages can be moved, where they cannot be aliased
   wait_max=30            longest wait of one request for unfinished work on the host
   poll_every=512         allocations between two looks for completed work
   high_watermark=1 low_watermark=0.9 decay= report=summary   for servers; a replay does not tick
