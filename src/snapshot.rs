@@ -306,6 +306,8 @@ pub enum Verdict {
     TooFewPages,
     /// Enough bytes would be free once unfinished work is complete.
     WaitingForWork,
+    /// The deadline was over before it was this request's turn to look for memory.
+    DeadlineOver,
 }
 
 impl fmt::Display for Verdict {
@@ -316,6 +318,7 @@ impl fmt::Display for Verdict {
             Verdict::DeviceFull => "what is live and the request together pass what the device has",
             Verdict::Fragmented => "enough is free, but not in one piece",
             Verdict::TooFewPages => "enough bytes are free, but too few whole pages",
+            Verdict::DeadlineOver => "the deadline was over before it was this request's turn",
             Verdict::WaitingForWork => "enough would be free once unfinished work is complete",
         })
     }
@@ -366,6 +369,9 @@ impl OomReport {
     /// Why the request failed.
     pub fn verdict(&self) -> Verdict {
         let (rounded, stats) = (self.request.rounded, &self.stats);
+        if let [Step { rung: Rung::Deadline, .. }] = self.trail.as_slice() {
+            return Verdict::DeadlineOver;
+        }
         match self.limit {
             Some(limit) if rounded > limit => return Verdict::LargerThanLimit,
             Some(limit) if self.wanted_live() > limit => return Verdict::LimitReached,
@@ -376,9 +382,16 @@ impl OomReport {
             if self.moves { Verdict::TooFewPages } else { Verdict::Fragmented }
         } else if had.saturating_add(stats.pending.current) >= rounded {
             Verdict::WaitingForWork
+        } else if self.limit.is_some() && !self.is_refused() {
+            Verdict::LimitReached
         } else {
             Verdict::DeviceFull
         }
+    }
+
+    /// Whether the device refused.
+    fn is_refused(&self) -> bool {
+        self.trail.iter().any(|step| matches!(step.outcome, Outcome::Refused { .. }))
     }
 
     /// Bytes that were wanting in the end, in whole pages, where the trail tells.
@@ -407,9 +420,12 @@ impl OomReport {
                 format!("ask for at most {}, or raise the limit by {}", Bytes(limit), self.in_pages(rounded - limit))
             }
             (Verdict::LimitReached, Some(limit)) => {
-                let wanted = self.shortage().map_or(self.wanted_live(), |short| self.wanted_live().max(limit + short));
-                let short = self.in_pages(wanted - limit);
-                format!("free {short}, or raise the limit by as much")
+                // What idle memory elsewhere could add is not in the trail's count.
+                let counted = if self.idle_elsewhere == 0 { self.shortage() } else { None };
+                let wanted = counted.map_or(self.wanted_live(), |short| self.wanted_live().max(limit + short));
+                let had = stats.idle().saturating_add(self.room);
+                let short = wanted.saturating_sub(limit).max(rounded.saturating_sub(had));
+                format!("free {}, or raise the limit by as much", self.in_pages(short))
             }
             (Verdict::TooFewPages, limit) => {
                 let short = self.in_pages(self.shortage().unwrap_or(1));
@@ -423,6 +439,7 @@ impl OomReport {
                     Bytes(stats.idle())
                 )
             }
+            (Verdict::DeadlineOver, _) => "give the request more time".to_string(),
             (Verdict::WaitingForWork, _) => "let unfinished work complete, or give the request a deadline".to_string(),
             // What the device still has, and what is idle here, counts too.
             _ => {

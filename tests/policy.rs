@@ -229,3 +229,59 @@ fn a_report_names_the_largest_of_many_holders() {
     assert_eq!(allocator.snapshot().pools[0].tags.len(), 301);
     drop((held, big));
 }
+
+#[test]
+fn a_full_device_takes_idle_pages_of_others_although_the_own_limit_leaves_less_than_the_request() {
+    let (one, _sim) = device(16 * MIB, Config::default());
+    let two = one.pool("two", PoolConfig { limit: Some(12 * MIB), ..PoolConfig::default() }).unwrap();
+    drop(one.alloc(8 * MIB).unwrap());
+    let mut blocks: Vec<_> = (0..8).map(|_| two.alloc(MIB).unwrap()).collect();
+    blocks.truncate(2);
+    // Six pages are idle in the pool, two more are needed: its limit allows them, the device has none, pool one has eight.
+    let _large = two.alloc(8 * MIB).unwrap();
+    assert_eq!((two.stats().reserved.current, one.total_stats().reserved.current), (10 * MIB, 14 * MIB));
+}
+
+#[test]
+fn a_report_blames_the_limit_that_forbids() {
+    let (one, _sim) = device(256 * MIB, Config::default().limit(100 * MIB));
+    let two = one.pool("two", PoolConfig { limit: Some(25 * MIB), ..PoolConfig::default() }).unwrap();
+    let _held = two.alloc(10 * MIB).unwrap();
+    drop(one.alloc(90 * MIB).unwrap());
+    let error = two.alloc(20 * MIB).unwrap_err();
+    let report = error.report().unwrap();
+    assert_eq!((report.verdict(), report.limit, report.live_elsewhere), (Verdict::LimitReached, Some(25 * MIB), 0));
+    assert_eq!(report.remedy(), "free 5 MiB, or raise the limit by as much");
+
+    // What another pool keeps within its guarantee is in the way as if it were live.
+    let (one, _sim) = device(256 * MIB, Config::default().limit(100 * MIB));
+    let two = one.pool("two", PoolConfig { guarantee: 50 * MIB, ..PoolConfig::default() }).unwrap();
+    drop(two.alloc(50 * MIB).unwrap());
+    let _held = one.alloc(40 * MIB).unwrap();
+    let error = one.alloc(20 * MIB).unwrap_err();
+    assert_eq!(error.report().unwrap().verdict(), Verdict::LimitReached);
+    assert_eq!(error.report().unwrap().remedy(), "free 10 MiB, or raise the limit by as much");
+}
+
+#[test]
+fn a_small_segment_is_made_where_the_limit_leaves_no_usual_one() {
+    let host = Allocator::host_system(Config::default().limit(3 * MIB)).unwrap();
+    let _held = (host.alloc(2 * MIB).unwrap(), host.alloc(MIB).unwrap());
+    assert_eq!(host.stats().reserved.current, 3 * MIB);
+}
+
+#[test]
+fn fail_fast_and_a_past_deadline_wait_for_nothing() {
+    let device = SimConfig { page: MIB, lag: Lag::Never, ..SimConfig::default() };
+    for on_limit in [OnLimit::FailFast, OnLimit::Climb] {
+        let config = Config { on_limit, ..Config::default().slack(1.0).limit(28 * MIB) };
+        let (allocator, sim) = Allocator::simulated(device.clone(), config).unwrap();
+        for _ in 0..100 {
+            let mut blocks: Vec<_> = (0..8).map(|_| allocator.alloc(MIB).ok()).collect();
+            blocks.iter_mut().step_by(2).for_each(|block| *block = None);
+            let large = allocator.request(4 * MIB).deadline(std::time::Instant::now()).alloc();
+            assert!(large.is_ok() || large.is_err_and(|error| error.report().is_some()));
+        }
+        assert_eq!(sim.counters().waits_forced, 0, "{on_limit:?}");
+    }
+}

@@ -254,6 +254,27 @@ impl Core {
         over(self.config.read().limit, all) || over(self.pool(id).config.read().limit, live(self.pool(id)))
     }
 
+    /// As [`Core::room`], but by the pool's own limit when that forbids so many more live bytes.
+    pub(crate) fn binding_room(&self, id: PoolId, bytes: u64) -> Room {
+        let stats = self.pool(id).meter.read();
+        match self.pool(id).config.read().limit {
+            Some(limit) if stats.live.current.saturating_add(bytes) > limit => {
+                Room { left: limit.saturating_sub(stats.reserved.current), limit: Some(limit), of_pool: true }
+            }
+            _ => self.room(id),
+        }
+    }
+
+    /// Bytes that other pools hold and need not give back: what is live there, or what they reserved within their guarantee.
+    pub(crate) fn kept_by_others(&self, id: PoolId) -> u64 {
+        let others = self.pools().filter(|other| !std::ptr::eq(*other, self.pool(id)));
+        let kept = |other: &Pool| {
+            let stats = other.meter.read();
+            stats.live.current.max(stats.reserved.current.min(other.config.read().guarantee))
+        };
+        others.map(kept).fold(0, u64::saturating_add)
+    }
+
     /// Changes what can be changed of a pool.
     pub(crate) fn set_pool_config(&self, id: PoolId, mut config: PoolConfig) -> Result<(), ConfigError> {
         config.validate()?;

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use super::core::{Core, Slow};
 use super::error::AllocError;
-use super::pages::{Filled, Filling, add_region, fill_window};
+use super::pages::{Filled, Filling, add_region, fill_window, is_overgrown};
 use super::pool::{Grant, Need, Pool};
 use super::reclaim::Shortage;
 use super::report;
@@ -56,6 +56,10 @@ pub(super) struct Climb<'a> {
     pub on_limit: OnLimit,
     /// Until when this request waits for unfinished work on the host: one time for all its waits.
     patience: Option<Instant>,
+    /// Whether old addresses were waited for: once is enough.
+    waited_for_addresses: bool,
+    /// Whether the deadline was over before it was this request's turn.
+    too_late: bool,
 }
 
 type Climbed = Result<Option<Grant>, BackendError>;
@@ -78,6 +82,8 @@ impl<'a> Climb<'a> {
             soft_limit: config.soft_limit,
             on_limit: config.on_limit,
             patience: None,
+            waited_for_addresses: false,
+            too_late: false,
         }
     }
 
@@ -88,6 +94,10 @@ impl<'a> Climb<'a> {
         }
         if let Some(grant) = self.under_slow_lock()? {
             return Ok(Some(grant));
+        }
+        if self.too_late {
+            self.note(Rung::Deadline, Outcome::TimedOut);
+            return Ok(None);
         }
         if self.stops_at_limit() {
             return Ok(None);
@@ -117,7 +127,10 @@ impl<'a> Climb<'a> {
         let mut slow = match self.need.deadline {
             Some(deadline) => match self.core.slow.try_lock_until(deadline) {
                 Some(slow) => slow,
-                None => return Ok(None),
+                None => {
+                    self.too_late = true;
+                    return Ok(None);
+                }
             },
             None => self.core.slow.lock(),
         };
@@ -151,12 +164,11 @@ impl<'a> Climb<'a> {
         self.return_idle(slow)
     }
 
-    /// A line of the trail; what was said already, on an earlier way up, is not said again.
+    /// A line of the trail; what was said on an earlier way up is said once, at its last place.
     fn note(&mut self, rung: Rung, outcome: Outcome) {
         let step = Step { rung, outcome };
-        if !self.trail.contains(&step) {
-            self.trail.push(step);
-        }
+        self.trail.retain(|said| *said != step);
+        self.trail.push(step);
     }
 
     fn now(&self) -> Access {
@@ -236,7 +248,8 @@ impl<'a> Climb<'a> {
         let grow_max = self.slack_room().min(self.room());
         let how = Filling { window: self.now(), moves: Some(moves), grow_max };
         let grant = self.fill(slow, Rung::Remap, how)?;
-        if grant.is_some() || alias || !self.core.caps.streams || !self.core.config.read().wait_to_move {
+        let may_wait = self.core.caps.streams && self.core.config.read().wait_to_move && !self.stops_at_limit();
+        if grant.is_some() || alias || !may_wait {
             return Ok(grant);
         }
         let until = self.patience();
@@ -310,6 +323,14 @@ impl<'a> Climb<'a> {
     }
 
     fn fill(&mut self, slow: &mut Slow, rung: Rung, how: Filling) -> Climbed {
+        if !self.waited_for_addresses
+            && self.on_limit == OnLimit::Climb
+            && is_overgrown(self.core, self.id, self.need.size, slow)
+        {
+            self.waited_for_addresses = true;
+            let until = self.patience();
+            self.core.wait_for_all(self.id, slow, until)?;
+        }
         let mut filled = fill_window(self.core, self.id, self.need, slow, how)?;
         if rung == Rung::Grow && matches!(filled, Filled::NoWindow) {
             filled = match add_region(self.core, self.id, self.need.size) {
@@ -339,6 +360,9 @@ impl<'a> Climb<'a> {
             self.make_room_for_segment(slow, least)?;
         }
         let room = if rung == Rung::Grow { self.room() } else { room };
+        // Where the limit leaves less than a segment of the usual size, one of the request's own may still do.
+        let least =
+            if least > room { segment_size(self.need.size, 0, self.core.quantum).unwrap_or(least) } else { least };
         let spare = self.slack_room().min(room).min(self.core.caps.region_max);
         let size = least.max(roomy_segment(self.crest(), spare, self.core.quantum));
         if least > room {
@@ -379,7 +403,7 @@ impl<'a> Climb<'a> {
 
     fn other_pools(&mut self, slow: &mut Slow) -> Climbed {
         let room = self.core.room(self.id);
-        if self.core.forbids(self.id, self.need.size) || (room.of_pool && room.left < self.need.size) {
+        if self.core.forbids(self.id, self.need.size) || (room.of_pool && room.left == 0) {
             // Nothing that others give back would be allowed here.
             return Ok(None);
         }
@@ -394,8 +418,10 @@ impl<'a> Climb<'a> {
                 return Ok(None);
             }
             self.note(Rung::OtherPools, Outcome::Freed { bytes });
-            if let Some(grant) = self.grow(slow)? {
-                return Ok(Some(grant));
+            let grant = self.grow(slow)?;
+            // Under the pool's own limit more from others would not help.
+            if grant.is_some() || room.of_pool {
+                return Ok(grant);
             }
         }
     }
@@ -463,7 +489,8 @@ impl<'a> Climb<'a> {
         for _ in 0..HOOK_ROUNDS {
             let before = self.freed_in_all();
             if !self.core.hooks.call(&Shortage { bytes: self.need.size, pool: self.id }) {
-                return Ok(None);
+                // Nobody is left to ask: what the soft limit kept back is given after all.
+                return if self.soft_limit.take().is_some() { self.under_slow_lock() } else { Ok(None) };
             }
             let bytes = self.freed_in_all() - before;
             self.note(Rung::Hooks, Outcome::Freed { bytes });

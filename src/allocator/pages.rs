@@ -86,12 +86,7 @@ pub(super) fn fill_window(
             },
         }
     }
-    let mut spread = address_spread(pool, need.size);
-    if spread >= ADDRESSES_MAX && !slow.retired[usize::from(id.0)].is_empty() {
-        core.wait_for_all(id, slow, core.patience())?;
-        spread = address_spread(pool, need.size);
-    }
-    let crowded = spread >= ADDRESSES_PER_LIVE;
+    let crowded = address_spread(pool, need.size) >= ADDRESSES_PER_LIVE;
     let serve = |state: &mut State, index, start| {
         let taken = state.heap.carve(index, start, need.size, &mut state.clocks);
         state.grant(taken, need, &pool.meter)
@@ -105,6 +100,11 @@ pub(super) fn fill_window(
         }
     }
     fill(core, id, slow, wish, how, serve)
+}
+
+/// Whether old addresses of moved pages, kept by unfinished work, fill too many addresses.
+pub(super) fn is_overgrown(core: &Core, id: PoolId, size: u64, slow: &Slow) -> bool {
+    !slow.retired[usize::from(id.0)].is_empty() && address_spread(core.pool(id), size) >= ADDRESSES_MAX
 }
 
 /// How many times what was ever live, a request of `size` included, a pool's addresses in use would hold.

@@ -21,7 +21,7 @@ pub(super) fn out_of_memory(climb: Climb<'_>) -> OomReport {
         let state = pool.state.lock();
         (state.heap.largest_free(), holders(&state, OomReport::HOLDERS))
     };
-    let room = core.room(climb.id);
+    let room = core.binding_room(climb.id, need.size);
     let others = || core.pools().filter(|other| !std::ptr::eq(*other, pool)).map(|other| other.meter.read());
     let refused = climb.trail.iter().any(|step| matches!(step.outcome, Outcome::Refused { .. }));
     // Servers meet limits often, and what the device has is not the reason then: it is asked only when it refused.
@@ -43,7 +43,7 @@ pub(super) fn out_of_memory(climb: Climb<'_>) -> OomReport {
         backend: core.caps.name,
         stats: pool.meter.read(),
         limit: room.limit,
-        live_elsewhere: if room.of_pool { 0 } else { others().map(|stats| stats.live.current).sum() },
+        live_elsewhere: if room.of_pool { 0 } else { core.kept_by_others(climb.id) },
         room: room.left.min(device),
         page: core.caps.page,
         moves: core.caps.page.is_some() && core.caps.remap,

@@ -44,6 +44,7 @@ pub(super) fn release_empty(core: &Core, id: PoolId, wanted: u64, most: u64) -> 
         let state = &mut *guard;
         if let Err(error) = result {
             state.heap.unhold(index, &mut state.clocks);
+            pool.meter.pending_is(state.heap.pending());
             return Err(error);
         }
         state.heap.remove_region(place, &mut state.clocks);

@@ -195,6 +195,7 @@ fn verdict(report: &OomReport) -> &'static str {
         Verdict::DeviceFull => "device-full",
         Verdict::Fragmented => "fragmented",
         Verdict::TooFewPages => "too-few-pages",
+        Verdict::DeadlineOver => "deadline-over",
         Verdict::WaitingForWork => "waiting-for-work",
     }
 }
