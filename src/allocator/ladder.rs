@@ -361,8 +361,8 @@ impl<'a> Climb<'a> {
         }
         let room = if rung == Rung::Grow { self.room() } else { room };
         // Where the limit leaves less than a segment of the usual size, one of the request's own may still do.
-        let least =
-            if least > room { segment_size(self.need.size, 0, self.core.quantum).unwrap_or(least) } else { least };
+        let small = segment_size(self.need.size, 0, self.core.quantum).filter(|_| rung == Rung::Grow && least > room);
+        let least = small.unwrap_or(least);
         let spare = self.slack_room().min(room).min(self.core.caps.region_max);
         let size = least.max(roomy_segment(self.crest(), spare, self.core.quantum));
         if least > room {
