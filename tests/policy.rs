@@ -275,7 +275,7 @@ fn fail_fast_and_a_past_deadline_wait_for_nothing() {
     let device = SimConfig { page: MIB, lag: Lag::Never, ..SimConfig::default() };
     for on_limit in [OnLimit::FailFast, OnLimit::Climb] {
         let config = Config { on_limit, ..Config::default().slack(1.0).limit(28 * MIB) };
-        let (allocator, sim) = Allocator::simulated(device.clone(), config).unwrap();
+        let (allocator, sim) = Allocator::simulated(device, config).unwrap();
         for _ in 0..100 {
             let mut blocks: Vec<_> = (0..8).map(|_| allocator.alloc(MIB).ok()).collect();
             blocks.iter_mut().step_by(2).for_each(|block| *block = None);
