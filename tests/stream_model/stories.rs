@@ -167,7 +167,7 @@ fn use_after_used_on_counts_until_the_drop() {
 
 #[test]
 fn the_same_stream_needs_no_call_of_the_backend() {
-    // With several streams completed work is looked for now and then, else never.
+    // Completed work is looked for only where there are several streams, at every so many allocations: here at none.
     for (lanes, poll_every) in [(1, 1), (2, u32::MAX)] {
         for memory in [SimMemory::Alias, SimMemory::Remap, SimMemory::Paged, SimMemory::Segments] {
             let config = Config { poll_every, ..config() };
