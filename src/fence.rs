@@ -58,6 +58,8 @@ struct StreamClock {
     seen: Clock,
     done: Counter,
     events: VecDeque<Recorded>,
+    /// Whether its work is written down instead of run: no event can be recorded behind it.
+    recording: bool,
 }
 
 #[derive(Debug)]
@@ -264,9 +266,9 @@ impl Clocks {
         clock.events.iter().find(|e| e.clock.get(stream) >= counter).map(|e| e.event)
     }
 
-    /// Whether `stream` has frees that no event covers and that are not done: an event would tell something new.
+    /// Whether `stream` has frees that no event covers and that are not done: an event would tell something new, and can be recorded.
     pub fn wants_event(&self, stream: StreamId) -> bool {
-        let Some(clock) = self.streams.get(stream.0 as usize) else { return false };
+        let Some(clock) = self.streams.get(stream.0 as usize).filter(|clock| !clock.recording) else { return false };
         let covered = clock.events.back().map_or(clock.done, |e| e.clock.get(stream));
         clock.now > covered.max(clock.done)
     }
@@ -274,6 +276,21 @@ impl Clocks {
     /// Whether `stream` has frees that are not known to be complete.
     pub fn unfinished(&self, stream: StreamId) -> bool {
         self.streams.get(stream.0 as usize).is_some_and(|clock| clock.now > clock.done)
+    }
+
+    /// Says whether work given to a stream is written down now, to run later.
+    pub fn set_recording(&mut self, stream: StreamId, recording: bool) {
+        self.stream(stream).recording = recording;
+    }
+
+    /// Whether work given to a stream is written down now, to run later.
+    pub fn is_recording(&self, stream: StreamId) -> bool {
+        self.streams.get(stream.0 as usize).is_some_and(|clock| clock.recording)
+    }
+
+    /// Whether some wait, on the device or the host, could let others pass this fence.
+    pub fn is_reachable(&self, fence: FenceId) -> bool {
+        self.pairs(fence).all(|pair| !self.is_recording(pair.0) || self.is_done(pair) || self.event_for(pair).is_some())
     }
 
     /// Whether another event of this stream can be remembered without dropping one.
@@ -353,7 +370,7 @@ impl Fences for Clocks {
         match access {
             Access::Now(stream) => self.usable(fence, stream),
             Access::Completed => self.complete(fence),
-            Access::AfterWait => true,
+            Access::AfterWait => self.is_reachable(fence),
         }
     }
 

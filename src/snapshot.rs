@@ -142,6 +142,8 @@ pub struct Snapshot {
     pub limit: Option<u64>,
     /// What the device says, if it says anything.
     pub budget: Option<Budget>,
+    /// Bytes that the backend, or an allocator below it, holds from the device besides what is reserved here.
+    pub beneath: u64,
     /// Sums over the pools.
     pub stats: Stats,
     /// The pools.

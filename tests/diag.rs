@@ -67,7 +67,15 @@ fn snapshot(regions: Vec<RegionRecord>) -> Snapshot {
         tags: Vec::new(),
         regions,
     };
-    Snapshot { version: VERSION, backend: "sim".into(), limit: Some(GIB), budget: None, stats, pools: vec![pool] }
+    Snapshot {
+        version: VERSION,
+        backend: "sim".into(),
+        limit: Some(GIB),
+        budget: None,
+        beneath: 0,
+        stats,
+        pools: vec![pool],
+    }
 }
 
 /// The pictures of a map, without their brackets.

@@ -20,6 +20,7 @@ pub struct Block<M: Memory = Any> {
     home: Option<Home>,
     address: u64,
     requested: u64,
+    kept: M::Kept,
     kind: PhantomData<fn() -> M>,
 }
 
@@ -34,12 +35,12 @@ impl<M: Memory> Block<M> {
     #[inline]
     pub(super) fn new(core: Arc<Core>, pool: PoolId, grant: Grant, requested: u64) -> Self {
         let home = Home { core, id: grant.id, pool };
-        Block { home: Some(home), address: grant.address, requested, kind: PhantomData }
+        Block { home: Some(home), address: grant.address, requested, kept: M::Kept::default(), kind: PhantomData }
     }
 
     /// A block of no bytes; its address is the alignment, which is aligned and belongs to nobody.
     pub(super) fn empty(align: u64) -> Self {
-        Block { home: None, address: align, requested: 0, kind: PhantomData }
+        Block { home: None, address: align, requested: 0, kept: M::Kept::default(), kind: PhantomData }
     }
 
     /// Bytes asked for.
@@ -101,7 +102,25 @@ impl<M: Memory> Block<M> {
     }
 
     fn cast<N: Memory>(mut self) -> Block<N> {
-        Block { home: self.home.take(), address: self.address, requested: self.requested, kind: PhantomData }
+        Block {
+            home: self.home.take(),
+            address: self.address,
+            requested: self.requested,
+            kept: N::Kept::default(),
+            kind: PhantomData,
+        }
+    }
+
+    /// What its kind keeps at hand.
+    #[allow(dead_code, reason = "used by kinds of memory that features add")]
+    pub(crate) fn kept(&self) -> &M::Kept {
+        &self.kept
+    }
+
+    /// The core that it belongs to; `None` for a block of no bytes.
+    #[allow(dead_code, reason = "used by kinds of memory that features add")]
+    pub(crate) fn core(&self) -> Option<&Arc<Core>> {
+        self.home.as_ref().map(|home| &home.core)
     }
 }
 

@@ -11,9 +11,9 @@
 //! * events are recorded, queried and forgotten under `slow` only;
 //! * pools are only ever added.
 
-use std::any::TypeId;
+use std::any::{Any, TypeId};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
 use parking_lot::{Mutex, RwLock};
@@ -22,6 +22,7 @@ use super::error::AllocError;
 use super::ladder;
 use super::pool::{Grant, Need, Pool, State};
 use super::reclaim::Hooks;
+use super::recording::{Numbers, Unpinning};
 use super::streams::Retirement;
 use super::tags::TagId;
 use super::waiting::Waiting;
@@ -44,6 +45,8 @@ pub(crate) struct Slow {
     pub retired: Vec<Vec<u32>>,
     /// Streams whose last handle is gone.
     pub retiring: Vec<Retirement>,
+    /// Pools whose graph is gone.
+    pub unpinning: Vec<Unpinning>,
     /// When `tick` last returned memory.
     pub last_decay: Option<std::time::Duration>,
 }
@@ -76,6 +79,15 @@ pub(crate) struct Core {
     pub kind: TypeId,
     /// Streams whose last handle went and that a slow call should retire.
     pub abandoned: Mutex<Vec<StreamId>>,
+    /// Open recordings. Locked before a pool's state, never after.
+    pub recordings: Mutex<Numbers>,
+    /// How many captures are announced, and each one's stream and pool.
+    pub captured: AtomicU32,
+    pub captures: Mutex<Vec<(StreamId, PoolId)>>,
+    /// Pools made for captures; one that is not pinned may serve the next.
+    pub capture_pools: Mutex<Vec<PoolId>>,
+    /// Pools whose graph went and that a slow call should let go.
+    pub graphs_gone: Mutex<Vec<PoolId>>,
 }
 
 impl Core {
@@ -111,6 +123,11 @@ impl Core {
             default_limit,
             kind,
             abandoned: Mutex::new(Vec::new()),
+            recordings: Mutex::default(),
+            captured: AtomicU32::new(0),
+            captures: Mutex::default(),
+            capture_pools: Mutex::default(),
+            graphs_gone: Mutex::default(),
         };
         core.add_pool("default", PoolConfig::default())?;
         Ok(core)
@@ -129,12 +146,17 @@ impl Core {
             // A stream that exists already is known to the new pool too.
             self.pools().take(1).for_each(|pool| clocks.know(pool.state.lock().clocks.streams()));
         }
+        let mut state = State::new(self.quantum, clocks, &self.caps, poll_every);
+        let recordings = self.recordings.lock();
+        recordings.open.iter().for_each(|number| state.recording_opened(*number));
+        self.captures.lock().iter().for_each(|(stream, _)| state.clocks.set_recording(*stream, true));
         let pool = Pool {
             name: name.to_string(),
             tag: config.tag.as_deref().map_or(TagId::NONE, TagId::of),
             config: RwLock::new(config),
-            state: Mutex::new(State::new(self.quantum, clocks, &self.caps, poll_every)),
+            state: Mutex::new(state),
             meter: Meter::default(),
+            pinned: AtomicBool::new(false),
         };
         slow.retired.push(Vec::new());
         let _ = self.pools[at].set(Box::new(pool));
@@ -149,6 +171,13 @@ impl Core {
 
     pub(crate) fn pools(&self) -> impl Iterator<Item = &Pool> + Clone {
         self.pools.iter().map_while(OnceLock::get).map(|pool| &**pool)
+    }
+
+    /// The backend as what it is.
+    #[allow(dead_code, reason = "used by kinds of memory that features add")]
+    pub(crate) fn backend_as<B: Backend>(&self) -> Option<&B> {
+        let backend: &dyn Any = &*self.backend;
+        backend.downcast_ref()
     }
 
     #[inline]

@@ -66,7 +66,7 @@ impl History {
         if self.events.len() < self.max { self.events.push(event) } else { self.lost += 1 }
     }
 
-    pub(crate) fn gave(&mut self, grant: &Grant, need: &Need) {
+    pub(crate) fn gave(&mut self, grant: &Grant, need: &Need<'_>) {
         let id = self.next;
         self.next += 1;
         self.numbers.insert(grant.id, id);

@@ -22,10 +22,13 @@ use crate::stats::Count;
 /// How often hooks are called for one request while they keep freeing something.
 const HOOK_ROUNDS: usize = 4;
 
+/// Why a wait does not end.
+const RECORDED: &str = "some work is recorded and not submitted";
+
 /// Serves a request that the first search could not, or says why it cannot be served.
 #[cold]
 #[inline(never)]
-pub(super) fn climb(core: &Core, id: PoolId, need: &Need) -> Result<Grant, AllocError> {
+pub(super) fn climb(core: &Core, id: PoolId, need: &Need<'_>) -> Result<Grant, AllocError> {
     if let Some(error) = core.deferred.lock().take() {
         return Err(error.into());
     }
@@ -48,7 +51,7 @@ pub(super) struct Climb<'a> {
     pub core: &'a Core,
     pub id: PoolId,
     pub pool: &'a Pool,
-    pub need: &'a Need,
+    pub need: &'a Need<'a>,
     pub trail: Vec<Step>,
     slack: f64,
     /// Set while growth beyond it must wait for the hooks.
@@ -60,12 +63,14 @@ pub(super) struct Climb<'a> {
     waited_for_addresses: bool,
     /// Whether the deadline was over before it was this request's turn.
     too_late: bool,
+    /// Whether the stream is being captured: then memory is found or grown, and the driver is called for nothing else.
+    captured: bool,
 }
 
 type Climbed = Result<Option<Grant>, BackendError>;
 
 impl<'a> Climb<'a> {
-    fn new(core: &'a Core, id: PoolId, need: &'a Need) -> Self {
+    fn new(core: &'a Core, id: PoolId, need: &'a Need<'a>) -> Self {
         let config = core.config.read();
         let pool = core.pool(id);
         {
@@ -84,6 +89,7 @@ impl<'a> Climb<'a> {
             patience: None,
             waited_for_addresses: false,
             too_late: false,
+            captured: false,
         }
     }
 
@@ -99,7 +105,7 @@ impl<'a> Climb<'a> {
             self.note(Rung::Deadline, Outcome::TimedOut);
             return Ok(None);
         }
-        if self.stops_at_limit() {
+        if self.captured || self.stops_at_limit() {
             return Ok(None);
         }
         if let Some(grant) = self.hooks()? {
@@ -134,6 +140,10 @@ impl<'a> Climb<'a> {
             },
             None => self.core.slow.lock(),
         };
+        self.captured = self.core.is_captured(self.need.stream)?;
+        if self.captured {
+            return self.while_captured(&mut slow);
+        }
         if let Some(grant) = self.up_to_limit(&mut slow)? {
             return Ok(Some(grant));
         }
@@ -148,6 +158,16 @@ impl<'a> Climb<'a> {
             }
         }
         if self.stops_at_limit() { Ok(None) } else { self.host_wait(&mut slow) }
+    }
+
+    /// All that may be tried for a stream under capture.
+    fn while_captured(&mut self, slow: &mut Slow) -> Climbed {
+        for rung in [Self::reuse, Self::grow_within_slack, Self::grow] {
+            if let Some(grant) = rung(self, slow)? {
+                return Ok(Some(grant));
+            }
+        }
+        Ok(None)
     }
 
     /// Rungs 1 to 8.
@@ -198,7 +218,7 @@ impl<'a> Climb<'a> {
     fn search(&mut self, access: Access) -> Option<Grant> {
         let mut guard = self.pool.state.lock();
         let state = &mut *guard;
-        let index = state.heap.take_thorough(self.need.size, self.need.align, access, &mut state.clocks)?;
+        let index = state.take_thorough(self.need, access)?;
         Some(state.grant(index, self.need, &self.pool.meter))
     }
 
@@ -277,8 +297,11 @@ impl<'a> Climb<'a> {
         let (index, pairs) = {
             let mut guard = self.pool.state.lock();
             let state = &mut *guard;
-            let taken = state.heap.hold_fewest(self.need.size, self.need.align, &mut state.clocks, |clocks, fence| {
-                clocks.missing(fence, self.need.stream).len()
+            let apart = state.slots_apart(self.need);
+            let (size, align) = (self.need.size, self.need.align);
+            let taken = state.heap.hold_fewest(size, align, &mut state.clocks, |clocks, place, fence| {
+                let possible = clocks.is_reachable(fence) && !apart.contains(&place);
+                possible.then(|| clocks.missing(fence, self.need.stream).len())
             });
             let Some(index) = taken else {
                 let largest_free = state.heap.largest_free();
@@ -300,7 +323,7 @@ impl<'a> Climb<'a> {
             Err(error) => {
                 state.heap.unhold(index, &mut state.clocks);
                 self.pool.meter.pending_is(state.heap.pending());
-                Err(error)
+                if error.is_refusal() { Ok(None) } else { Err(error) }
             }
         }
     }
@@ -310,6 +333,9 @@ impl<'a> Climb<'a> {
         let room = self.room();
         if self.core.caps.page.is_none() {
             return self.grow_segment(slow, Rung::Grow, room);
+        }
+        if self.captured {
+            return self.fill(slow, Rung::Grow, Filling { window: self.now(), moves: None, grow_max: room });
         }
         let caps = &self.core.caps;
         let waits = caps.streams && !caps.host_ordered;
@@ -324,6 +350,7 @@ impl<'a> Climb<'a> {
 
     fn fill(&mut self, slow: &mut Slow, rung: Rung, how: Filling) -> Climbed {
         if !self.waited_for_addresses
+            && !self.captured
             && self.on_limit == OnLimit::Climb
             && is_overgrown(self.core, self.id, self.need.size, slow)
         {
@@ -356,7 +383,7 @@ impl<'a> Climb<'a> {
         let segment_min = self.core.config.read().segment_min;
         let Some(least) = segment_size(self.need.size, segment_min, self.core.quantum) else { return Ok(None) };
         // What a limit forbids in any case empties no cache.
-        if rung == Rung::Grow && !self.core.forbids(self.id, least) {
+        if rung == Rung::Grow && !self.captured && !self.core.forbids(self.id, least) {
             self.make_room_for_segment(slow, least)?;
         }
         let room = if rung == Rung::Grow { self.room() } else { room };
@@ -474,7 +501,12 @@ impl<'a> Climb<'a> {
             return Ok(None);
         }
         let bytes = self.pool.meter.read().idle().saturating_sub(before);
-        self.note(Rung::HostWait, if in_time { Outcome::Freed { bytes } } else { Outcome::TimedOut });
+        let outcome = match in_time {
+            true => Outcome::Freed { bytes },
+            false if self.core.something_is_recorded() => Outcome::NotApplicable { reason: RECORDED },
+            false => Outcome::TimedOut,
+        };
+        self.note(Rung::HostWait, outcome);
         // Some of the work may be complete even when not all of it was in time.
         self.up_to_limit(slow)
     }

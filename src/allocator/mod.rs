@@ -8,18 +8,20 @@
 //! | `pages`, `segments` | growth and moves of memory, by page and by segment |
 //! | `streams` | completed work, waits, stream handles |
 //! | `reclaim` | trim, purge, tick, reclaim hooks |
+//! | `recording` | open recordings, captures, and the memory that a graph keeps |
 //! | `waiting` | requests with a deadline |
 //! | `report` | snapshots and out-of-memory reports |
 //! | `block`, `request`, `tags`, `history`, `error` | what users hold, ask, label, record and get instead |
 
 mod block;
-mod core;
+pub(crate) mod core;
 mod error;
 mod history;
 mod ladder;
 mod pages;
 mod pool;
 mod reclaim;
+mod recording;
 mod report;
 mod request;
 mod segments;
@@ -48,16 +50,23 @@ pub use block::Block;
 pub use error::AllocError;
 pub use history::{Event, Recording};
 pub use reclaim::{HookGuard, Shortage};
+#[allow(unused_imports, reason = "used by devices with one queue, which a feature adds")]
+pub(crate) use recording::OpenRecording;
+pub use recording::{Capture, GraphMemory};
 pub use request::Request;
 pub use streams::Stream;
 pub use tags::{TagGuard, TagId, tag};
 
-mod sealed {
+pub(crate) mod sealed {
     pub trait Sealed {}
 }
 
 /// A kind of memory. It only unlocks accessors; it is erased to [`Any`] and costs nothing.
-pub trait Memory: sealed::Sealed + 'static {}
+pub trait Memory: sealed::Sealed + 'static {
+    /// What a block of this kind keeps at hand for its accessors.
+    #[doc(hidden)]
+    type Kept: Default + Send + Sync;
+}
 
 macro_rules! memory {
     ($($(#[$doc:meta])* $name:ident),*) => {$(
@@ -65,7 +74,9 @@ macro_rules! memory {
         #[derive(Clone, Copy, Debug)]
         pub enum $name {}
         impl sealed::Sealed for $name {}
-        impl Memory for $name {}
+        impl Memory for $name {
+            type Kept = ();
+        }
     )*};
 }
 
@@ -91,7 +102,7 @@ memory! {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct Allocator<M: Memory = Any> {
-    core: Arc<Core>,
+    pub(crate) core: Arc<Core>,
     pool: PoolId,
     kind: PhantomData<fn() -> M>,
 }
@@ -164,7 +175,11 @@ impl Allocator<Simulated> {
 
 impl<M: Memory> Allocator<M> {
     /// An allocator over a backend of the kind `M` says.
-    fn over(backend: Box<dyn Backend>, config: Config, default_limit: Option<u64>) -> Result<Self, AllocError> {
+    pub(crate) fn over(
+        backend: Box<dyn Backend>,
+        config: Config,
+        default_limit: Option<u64>,
+    ) -> Result<Self, AllocError> {
         let core = Core::new(backend, config, default_limit, TypeId::of::<M>())?;
         Ok(Allocator { core: Arc::new(core), pool: PoolId(0), kind: PhantomData })
     }

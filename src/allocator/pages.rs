@@ -3,6 +3,8 @@
 //! The driver is called with the window held and no state lock. What a failed call leaves half done is kept as it is: pages that
 //! moved are free pages at their new address, the rest is as before. So nothing is ever undone, and nothing is lost.
 
+use std::sync::atomic::Ordering::Relaxed;
+
 use super::core::{Core, Slow};
 use super::pool::{Grant, Need, Pool, State};
 use crate::backend::{BackendError, Span};
@@ -71,9 +73,9 @@ struct Chunk {
 pub(super) fn fill_window(
     core: &Core,
     id: PoolId,
-    need: &Need,
+    need: &Need<'_>,
     slow: &mut Slow,
-    how: Filling,
+    mut how: Filling,
 ) -> Result<Filled<Grant>, BackendError> {
     let pool = core.pool(id);
     if pool.state.lock().heap.places().next().is_none() {
@@ -85,6 +87,9 @@ pub(super) fn fill_window(
                 added => added?,
             },
         }
+    }
+    if pool.is_pinned() {
+        how.moves = None;
     }
     let crowded = address_spread(pool, need.size) >= ADDRESSES_PER_LIVE;
     let serve = |state: &mut State, index, start| {
@@ -118,7 +123,7 @@ pub(super) fn is_idle_and_scattered(core: &Core, id: PoolId) -> bool {
     let pool = core.pool(id);
     let state = pool.state.lock();
     let room = state.addresses() / pool.meter.crest().max(1) < ADDRESSES_MAX / 2;
-    core.caps.alias && pool.meter.is_idle() && room && free_pages(&state, Access::AfterWait).0 > 1
+    core.caps.alias && !pool.is_pinned() && pool.meter.is_idle() && room && free_pages(&state, Access::AfterWait).0 > 1
 }
 
 /// How many blocks hold free pages that may be had in this way, and how many bytes of them there are.
@@ -142,7 +147,7 @@ pub(super) fn retreat(core: &Core, id: PoolId, stream: StreamId, slow: &mut Slow
     let wish = Wish { size, align: core.quantum, stream, prefer: Preference::Lowest };
     let how = Filling { window: access, moves: Some(access), grow_max: 0 };
     match fill(core, id, slow, wish, how, |_, _, _| ())? {
-        Filled::Refused(error) if !error.is_out_of_memory() => Err(error),
+        Filled::Refused(error) if !error.is_refusal() => Err(error),
         _ => Ok(()),
     }
 }
@@ -194,7 +199,7 @@ fn fill<T>(
         core.defer(error);
     }
     match answer {
-        Filled::Refused(error) if !error.is_out_of_memory() => Err(error),
+        Filled::Refused(error) if !error.is_refusal() => Err(error),
         answer => Ok(answer),
     }
 }
@@ -328,7 +333,7 @@ fn commit(
 /// Unmaps the old addresses of moved pages whose work is complete.
 pub(super) fn unmap_retired(core: &Core, id: PoolId, slow: &mut Slow) -> Result<(), BackendError> {
     let retired = &mut slow.retired[usize::from(id.0)];
-    if retired.is_empty() {
+    if retired.is_empty() || core.captured.load(Relaxed) > 0 {
         return Ok(());
     }
     let pool = core.pool(id);

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::panic::Location;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
 
 use parking_lot::{Mutex, RwLock};
@@ -16,7 +17,7 @@ use super::tags::TagId;
 use crate::backend::{Capabilities, Region};
 use crate::fence::Clocks;
 use crate::heap::{Heap, Owned, State as BlockState};
-use crate::ids::{Access, BlockId, FenceId, StreamId};
+use crate::ids::{Access, BlockId, FenceId, RegionId, StreamId};
 use crate::policy::PoolConfig;
 use crate::stats::Meter;
 
@@ -27,6 +28,8 @@ pub(crate) struct Pool {
     pub tag: TagId,
     pub state: Mutex<State>,
     pub meter: Meter,
+    /// Whether its pages stay where they are: a captured graph uses them.
+    pub pinned: AtomicBool,
 }
 
 /// What a live block is to the allocator: who asked for it and what it is for.
@@ -43,7 +46,7 @@ pub(crate) struct Note {
 impl Note {
     const SHARED: u16 = 1 << 15;
 
-    fn new(need: &Need, size: u64) -> Note {
+    fn new(need: &Need<'_>, size: u64) -> Note {
         Note { site: Some(need.site), padding: (size - need.requested) as u32, tag: need.tag, stream: need.stream.0 }
     }
 
@@ -60,7 +63,7 @@ impl Note {
 
 /// A request after rounding and checking.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Need {
+pub(crate) struct Need<'a> {
     pub requested: u64,
     /// Multiple of the quantum, at least one.
     pub size: u64,
@@ -69,6 +72,8 @@ pub(crate) struct Need {
     pub tag: TagId,
     pub site: &'static Location<'static>,
     pub deadline: Option<Instant>,
+    /// Regions that it must not lie in.
+    pub apart: &'a [RegionId],
 }
 
 /// A block given out.
@@ -92,6 +97,8 @@ pub(crate) struct State {
     pub bases: Vec<u64>,
     /// Streams that use a block besides its own, by index of the block's record.
     pub users: BTreeMap<u32, Vec<StreamId>>,
+    /// Open recordings: each may have touched any block.
+    recordings: Vec<StreamId>,
     pub tags: Vec<TagUse>,
     pub history: Option<History>,
     until_poll: u32,
@@ -110,6 +117,7 @@ impl State {
             clocks,
             bases: Vec::new(),
             users: BTreeMap::new(),
+            recordings: Vec::new(),
             tags: vec![TagUse::default()],
             history: None,
             until_poll: poll_every,
@@ -121,8 +129,11 @@ impl State {
 
     /// The first search, and the only one when it finds.
     #[inline]
-    pub(crate) fn take(&mut self, need: &Need) -> Option<u32> {
+    pub(crate) fn take(&mut self, need: &Need<'_>) -> Option<u32> {
         let access = Access::Now(need.stream);
+        if !need.apart.is_empty() {
+            return self.take_thorough(need, access);
+        }
         if self.heap.aligns(need.align) {
             self.heap.take(need.size, access, &mut self.clocks)
         } else {
@@ -130,9 +141,23 @@ impl State {
         }
     }
 
+    /// Every free block that fits, is not to be kept apart from, and may be had in this way; not only the likely ones.
+    #[cold]
+    pub(crate) fn take_thorough(&mut self, need: &Need<'_>, access: Access) -> Option<u32> {
+        let apart = self.slots_apart(need);
+        let allowed = |slot| !apart.contains(&slot);
+        self.heap.take_within(need.size, need.align, access, &mut self.clocks, allowed)
+    }
+
+    /// The slots of the regions that a request must not lie in.
+    pub(crate) fn slots_apart(&self, need: &Need<'_>) -> Vec<u16> {
+        let is_apart = |slot: &u16| need.apart.contains(&self.heap.region(*slot));
+        if need.apart.is_empty() { Vec::new() } else { self.heap.places().filter(is_apart).collect() }
+    }
+
     /// Counts a block that was just taken and says where it is.
     #[inline]
-    pub(crate) fn grant(&mut self, index: u32, need: &Need, meter: &Meter) -> Grant {
+    pub(crate) fn grant(&mut self, index: u32, need: &Need<'_>, meter: &Meter) -> Grant {
         let (view, note) = self.heap.owned(index);
         *note = Note::new(need, view.size);
         let grant = Grant { id: view.id, address: self.bases[usize::from(view.place)] + view.offset };
@@ -163,8 +188,9 @@ impl State {
         let note = *note;
         let fence = if !self.streams {
             FenceId::NONE
-        } else if note.is_shared() {
-            let users = self.users.remove(&index).unwrap_or_default();
+        } else if note.is_shared() || !self.recordings.is_empty() {
+            let mut users = self.users.remove(&index).unwrap_or_default();
+            users.extend_from_slice(&self.recordings);
             self.clocks.freed_by_all(note.stream(), &users)
         } else {
             self.clocks.freed_on(note.stream())
@@ -181,6 +207,19 @@ impl State {
             // The next request finds nothing live: a good moment to bring free pages together.
             self.until_poll = 1;
         }
+    }
+
+    /// A recording is open from now on.
+    pub(crate) fn recording_opened(&mut self, number: StreamId) {
+        self.recordings.push(number);
+        self.clocks.set_recording(number, true);
+    }
+
+    /// A recording was submitted, or will never be: what comes on the queue later comes behind it.
+    pub(crate) fn recording_closed(&mut self, number: StreamId) {
+        self.recordings.retain(|open| *open != number);
+        self.clocks.set_recording(number, false);
+        self.clocks.ordered_behind(StreamId(0), number);
     }
 
     pub(crate) fn use_on(&mut self, id: BlockId, stream: StreamId) {
@@ -262,6 +301,15 @@ impl State {
 }
 
 impl Pool {
+    /// Whether its pages must stay where they are.
+    pub(crate) fn is_pinned(&self) -> bool {
+        self.pinned.load(Relaxed)
+    }
+
+    pub(crate) fn pin(&self, pinned: bool) {
+        self.pinned.store(pinned, Relaxed);
+    }
+
     /// Walks the pool and compares it with its figures. Answers its reserved bytes.
     pub(crate) fn walk(&self) -> Result<u64, String> {
         let state = self.state.lock();

@@ -86,14 +86,14 @@ impl Hooks {
 impl Core {
     /// Returns idle memory of a pool whose work is complete: about `wanted` bytes of pages or segments. Answers the bytes.
     pub(crate) fn return_idle(&self, id: PoolId, wanted: u64) -> Result<u64, BackendError> {
-        if self.caps.page.is_none() {
-            return segments::release_empty(self, id, wanted, u64::MAX);
-        }
-        self.return_pages(id, wanted)
+        self.return_spare(id, wanted, u64::MAX)
     }
 
     /// As [`Core::return_idle`], but never more than `spare` bytes: whole pages and segments within them.
     pub(crate) fn return_spare(&self, id: PoolId, wanted: u64, spare: u64) -> Result<u64, BackendError> {
+        if self.pool(id).is_pinned() {
+            return Ok(0);
+        }
         match self.caps.page {
             None => segments::release_empty(self, id, wanted, spare),
             Some(page) => self.return_pages(id, wanted.min(align_down(spare, page))),
@@ -167,6 +167,7 @@ impl Core {
             }
             returned += self.return_idle(id, idle - keep)?;
         }
+        self.backend.tidy();
         Ok(returned)
     }
 
@@ -228,6 +229,8 @@ impl Drop for Core {
         slow.retired.resize_with(self.pools().count(), Vec::new);
         slow.retiring.drain(..).filter_map(|stream| stream.event).for_each(|event| self.backend.forget(event));
         let until = self.patience();
+        slow.take_unpinning().for_each(|event| self.backend.forget(event));
+        self.pools().for_each(|pool| pool.pin(false));
         for at in 0..self.pools().count() {
             let id = PoolId(at as u16);
             if !matches!(self.wait_for_all(id, &mut slow, until), Ok(true)) {

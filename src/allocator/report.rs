@@ -103,6 +103,7 @@ impl Core {
             backend: self.caps.name.to_string(),
             limit: self.config.read().limit,
             budget: self.backend.budget().ok().flatten(),
+            beneath: self.backend.beneath(),
             stats: self.total_stats(),
             pools,
         }

@@ -1,6 +1,7 @@
 //! The one builder of requests.
 
 use std::panic::Location;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use super::block::Block;
@@ -10,7 +11,7 @@ use super::streams::Stream;
 use super::tags::TagId;
 use super::{Allocator, Memory};
 use crate::backend::Span;
-use crate::ids::{PoolId, StreamId};
+use crate::ids::{PoolId, RegionId, StreamId};
 
 /// A request for memory, to be completed and then served by [`Request::alloc`].
 #[must_use = "a request does nothing until alloc() is called"]
@@ -24,6 +25,7 @@ pub struct Request<'a, M: Memory> {
     tag: Option<TagId>,
     deadline: Option<Instant>,
     zeroed: bool,
+    apart: Vec<RegionId>,
     site: &'static Location<'static>,
 }
 
@@ -39,6 +41,7 @@ impl<'a, M: Memory> Request<'a, M> {
             tag: None,
             deadline: None,
             zeroed: false,
+            apart: Vec::new(),
             site,
         }
     }
@@ -82,6 +85,13 @@ impl<'a, M: Memory> Request<'a, M> {
         self
     }
 
+    /// The block is not to lie in this region.
+    #[allow(dead_code, reason = "used by memory in segments that users bind, which a feature adds")]
+    pub(crate) fn apart_from_region(mut self, region: RegionId) -> Self {
+        self.apart.push(region);
+        self
+    }
+
     /// The bytes are zero.
     pub fn zeroed(mut self) -> Self {
         self.zeroed = true;
@@ -103,8 +113,12 @@ impl<'a, M: Memory> Request<'a, M> {
             Some(stream) if stream.belongs_to(core) => stream.id(),
             Some(_) => return Err(AllocError::ForeignStream),
         };
-        let Some(pool) = core.find_pool(self.pool) else {
-            return Err(AllocError::UnknownPool { pool: self.pool, pools: core.pools().count() });
+        let mut id = self.pool;
+        if core.captured.load(Relaxed) > 0 {
+            id = core.capture_of(stream).unwrap_or(id);
+        }
+        let Some(pool) = core.find_pool(id) else {
+            return Err(AllocError::UnknownPool { pool: id, pools: core.pools().count() });
         };
         if size == 0 {
             return Ok(Block::empty(self.align.max(core.quantum)));
@@ -121,11 +135,12 @@ impl<'a, M: Memory> Request<'a, M> {
             tag,
             site: self.site,
             deadline: self.deadline,
+            apart: &self.apart,
         };
-        let grant = core.alloc(self.pool, pool, &need)?;
-        let block = Block::new(core.clone(), self.pool, grant, self.bytes);
+        let grant = core.alloc(id, pool, &need)?;
+        let block = Block::new(core.clone(), id, grant, self.bytes);
         if self.zeroed {
-            core.backend.zero(stream, Span { size: self.bytes, ..core.span(self.pool, grant.id) })?;
+            core.backend.zero(stream, Span { size: self.bytes, ..core.span(id, grant.id) })?;
         }
         Ok(block)
     }

@@ -29,6 +29,9 @@ pub(super) fn has_unfinished_empty(core: &Core, id: PoolId) -> bool {
 pub(super) fn release_empty(core: &Core, id: PoolId, wanted: u64, most: u64) -> Result<u64, BackendError> {
     let pool = core.pool(id);
     let mut released = 0;
+    if pool.is_pinned() {
+        return Ok(0);
+    }
     while released < wanted {
         let (region, place, size, index) = {
             let mut guard = pool.state.lock();

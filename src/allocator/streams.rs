@@ -87,6 +87,9 @@ impl Core {
     /// pool together.
     #[cold]
     pub(crate) fn care(&self, id: PoolId, stream: StreamId) {
+        if self.captured.load(Relaxed) > 0 {
+            return;
+        }
         let Some(mut slow) = self.slow.try_lock() else { return };
         let scattered = pages::is_idle_and_scattered(self, id);
         let waiting = self.pool(id).state.lock().clocks.is_shared() || !slow.retired[usize::from(id.0)].is_empty();
@@ -124,7 +127,8 @@ impl Core {
         if progress? {
             pages::unmap_retired(self, id, slow)?;
         }
-        self.retire_streams(slow)
+        self.retire_streams(slow)?;
+        self.unpin(slow)
     }
 
     /// Whether something was found complete. Records an event where frees are not covered yet.
@@ -137,15 +141,19 @@ impl Core {
             };
             let done = match oldest {
                 Some(event) => self.backend.done(event)?.then_some(event),
-                None if uncovered => {
-                    let event = self.record(pool, stream)?;
-                    self.backend.done(event)?.then_some(event)
-                }
+                None if uncovered => match self.record(pool, stream) {
+                    Ok(event) => self.backend.done(event)?.then_some(event),
+                    Err(BackendError::Recording { .. }) => return Ok(progress),
+                    Err(error) => return Err(error),
+                },
                 None => None,
             };
             let Some(event) = done else {
                 if oldest.is_some() && uncovered {
-                    self.record(pool, stream)?;
+                    match self.record(pool, stream) {
+                        Ok(_) | Err(BackendError::Recording { .. }) => {}
+                        Err(error) => return Err(error),
+                    }
                 }
                 return Ok(progress);
             };
@@ -171,7 +179,13 @@ impl Core {
 
     /// Records an event. Its clock is read before the driver is called: it may cover more than it says, never less.
     fn record(&self, pool: &Pool, stream: StreamId) -> Result<EventId, BackendError> {
-        let clock = pool.state.lock().clocks.clock(stream);
+        let clock = {
+            let clocks = &pool.state.lock().clocks;
+            if clocks.is_recording(stream) {
+                return Err(BackendError::Recording { stream });
+            }
+            clocks.clock(stream)
+        };
         let event = self.backend.record(stream)?;
         let dropped = pool.state.lock().clocks.recorded(stream, event, clock);
         if let Some(event) = dropped {
@@ -207,8 +221,8 @@ impl Core {
         Ok(())
     }
 
-    /// Waits on the host until all work of a pool's frees is complete. Answers `false` when the time was over first; what is complete by
-    /// then is known.
+    /// Waits on the host until all work of a pool's frees is complete. Answers `false` when the time was over first, or when some of it
+    /// is recorded and not submitted; what is complete by then is known.
     pub(crate) fn wait_for_all(&self, id: PoolId, slow: &mut Slow, until: Instant) -> Result<bool, BackendError> {
         if !self.caps.streams {
             return Ok(true);
@@ -224,6 +238,14 @@ impl Core {
         Instant::now() + self.config.read().wait_max.min(Duration::from_secs(1 << 30))
     }
 
+    /// Whether frees wait for work that is recorded and not submitted.
+    pub(crate) fn something_is_recorded(&self) -> bool {
+        self.pools().any(|pool| {
+            let clocks = &pool.state.lock().clocks;
+            clocks.streams().any(|stream| clocks.is_recording(stream) && clocks.unfinished(stream))
+        })
+    }
+
     fn wait_for_streams(&self, pool: &Pool, until: Instant) -> Result<bool, BackendError> {
         let streams: Vec<StreamId> = pool.state.lock().clocks.streams().collect();
         let mut in_time = true;
@@ -237,7 +259,14 @@ impl Core {
             }
             let event = match newest {
                 Some(event) if !stale => event,
-                _ => self.record(pool, stream)?,
+                _ => match self.record(pool, stream) {
+                    Ok(event) => event,
+                    Err(BackendError::Recording { .. }) => {
+                        in_time = false;
+                        continue;
+                    }
+                    Err(error) => return Err(error),
+                },
             };
             let left = until.saturating_duration_since(Instant::now());
             {
@@ -249,6 +278,8 @@ impl Core {
             } else {
                 in_time = false;
             }
+            let clocks = &pool.state.lock().clocks;
+            in_time &= !(clocks.is_recording(stream) && clocks.unfinished(stream));
         }
         Ok(in_time)
     }
@@ -275,7 +306,11 @@ impl Core {
             if self.is_busy(retirement) {
                 return Ok(false);
             }
-            retirement.event = Some(self.backend.record(stream)?);
+            retirement.event = match self.backend.record(stream) {
+                Ok(event) => Some(event),
+                Err(BackendError::Recording { .. }) => None,
+                Err(error) => return Err(error),
+            };
         }
         let Some(event) = retirement.event else { return Ok(false) };
         if !self.backend.done(event)? {
@@ -316,7 +351,10 @@ impl Core {
         if self.lost.load(Relaxed) {
             return Err(BackendError::Lost { reason: "an earlier call found it lost".into() });
         }
-        let id = self.backend.open_stream()?;
+        let id = match self.backend.open_stream() {
+            Err(BackendError::Unsupported { .. }) => return Ok(Stream::new(self.clone(), StreamId(0))),
+            id => id?,
+        };
         if id.0 >= STREAMS_MAX {
             self.backend.close_stream(id);
             let max = u64::from(STREAMS_MAX);

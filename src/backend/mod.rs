@@ -28,9 +28,11 @@
 //!    unspecified (on hosts: initialised).
 //! 3. Contents of fresh memory are unspecified on devices and initialised (any value) on hosts.
 //! 4. A [`RegionId`] is never given twice, an [`EventId`] and a [`StreamId`] not while they live. No call panics, whatever the driver
-//!    answers. Without [`Capabilities::streams`], `open_stream` is unsupported and every event is done at once.
+//!    answers. Without [`Capabilities::streams`], `open_stream` is unsupported and every event is done at once; a device with a single queue has
+//!    events, and answers `open_stream` with `Unsupported`.
 //! 5. Events of one stream complete in the order of their records.
 
+use std::any::Any;
 use std::time::Duration;
 
 use crate::ids::{EventId, RegionId, StreamId};
@@ -74,6 +76,8 @@ pub struct Capabilities {
     pub alias: bool,
     /// Whether work runs on streams. Without, every use is complete when the block is dropped.
     pub streams: bool,
+    /// Whether work given to a stream may be captured instead of run ([`Backend::is_capturing`]).
+    pub captures: bool,
     /// Whether the CPU touches the memory directly, so that only completion orders its reuse.
     pub host_ordered: bool,
     /// The alignment of `Region::base`, and so the largest that a request may ask for. A power of two.
@@ -133,6 +137,12 @@ pub enum BackendError {
         /// Its number for it.
         code: i64,
     },
+    /// Work on the stream is being written down instead of run (a capture, an open recording): nothing can be ordered behind it now.
+    #[error("work on {stream} is being recorded: nothing can be ordered behind it before it is submitted")]
+    Recording {
+        /// The stream.
+        stream: StreamId,
+    },
     /// The device is gone; every later call fails in this way too.
     #[error("the device is lost: {reason}")]
     Lost {
@@ -154,10 +164,15 @@ impl BackendError {
     pub fn is_out_of_memory(&self) -> bool {
         matches!(self, BackendError::OutOfMemory { .. })
     }
+
+    /// Whether another remedy may do what this call would not: memory is short, or work cannot be ordered just now.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, BackendError::OutOfMemory { .. } | BackendError::Recording { .. })
+    }
 }
 
 /// A source of memory. The module's documentation states the contract.
-pub trait Backend: Send + Sync {
+pub trait Backend: Any + Send + Sync {
     /// What this backend can do.
     fn capabilities(&self) -> Capabilities;
 
@@ -193,4 +208,17 @@ pub trait Backend: Send + Sync {
     fn zero(&self, stream: StreamId, span: Span) -> Result<(), BackendError>;
     /// What the device says about its memory; `None` where nobody knows.
     fn budget(&self) -> Result<Option<Budget>, BackendError>;
+
+    /// Whether what is given to `stream` now is captured instead of run. `record` and `stream_wait` then answer
+    /// [`BackendError::Recording`]; growth stays possible.
+    fn is_capturing(&self, stream: StreamId) -> Result<bool, BackendError> {
+        let _ = stream;
+        Ok(false)
+    }
+    /// Bytes that this backend, or an allocator below it, holds from the device besides what its regions hold.
+    fn beneath(&self) -> u64 {
+        0
+    }
+    /// Gives back what can be given back of [`Backend::beneath`].
+    fn tidy(&self) {}
 }

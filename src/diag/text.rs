@@ -45,6 +45,9 @@ impl fmt::Display for SegmentMap<'_> {
         for pool in &self.snapshot.pools {
             self.pool(f, pool)?;
         }
+        if self.snapshot.beneath > 0 {
+            writeln!(f, "beneath, besides what is reserved: {}", Bytes(self.snapshot.beneath))?;
+        }
         writeln!(f, "{}", Self::LEGEND)?;
         self.largest_blocks(f)
     }

@@ -201,6 +201,18 @@ impl<N: Copy + Default> Heap<N> {
 
     /// As [`Heap::take`], for any alignment of the offset, looking at every free block large enough: linear in their number.
     pub fn take_thorough(&mut self, size: u64, align: u64, access: Access, fences: &mut impl Fences) -> Option<u32> {
+        self.take_within(size, align, access, fences, |_| true)
+    }
+
+    /// As [`Heap::take_thorough`], in the regions whose slots `allowed` names.
+    pub fn take_within(
+        &mut self,
+        size: u64,
+        align: u64,
+        access: Access,
+        fences: &mut impl Fences,
+        allowed: impl Fn(u16) -> bool,
+    ) -> Option<u32> {
         let mut bin = self.free.next(bin_of(size));
         while let Some(b) = bin {
             let mut best: Option<(u64, u64, u32)> = None;
@@ -210,6 +222,7 @@ impl<N: Copy + Default> Heap<N> {
                 let start = align_up(record.offset, align);
                 let fits = start.is_some_and(|start| start - record.offset + size <= record.size);
                 if fits
+                    && allowed(record.region)
                     && best.is_none_or(|best| (record.size, record.offset) < (best.0, best.1))
                     && fences.passes(record.fence, access)
                 {
@@ -310,14 +323,15 @@ impl<N: Copy + Default> Heap<N> {
         taken
     }
 
-    /// Holds the part of a free block that suits a request and needs the fewest waits, as `waits` counts them; of equals the smallest,
+    /// Holds the part of a free block that suits a request and needs the fewest waits, as `waits` counts them for a region's slot and
+    /// a fence (`None`: no wait would do); of equals the smallest,
     /// then the lowest. Looks at every free block large enough until one needs a single wait.
     pub fn hold_fewest<F: Fences>(
         &mut self,
         size: u64,
         align: u64,
         fences: &mut F,
-        waits: impl Fn(&F, FenceId) -> usize,
+        waits: impl Fn(&F, u16, FenceId) -> Option<usize>,
     ) -> Option<u32> {
         let mut best: Option<(usize, u64, u64, u32)> = None;
         let mut bin = self.free.next(bin_of(size));
@@ -328,7 +342,8 @@ impl<N: Copy + Default> Heap<N> {
                 if start.is_none_or(|start| start - record.offset + size > record.size) {
                     continue;
                 }
-                let candidate = (waits(fences, record.fence), record.size, record.offset, index);
+                let Some(waits) = waits(fences, record.region, record.fence) else { continue };
+                let candidate = (waits, record.size, record.offset, index);
                 if best.is_none_or(|best| candidate < best) {
                     best = Some(candidate);
                 }

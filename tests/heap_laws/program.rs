@@ -222,7 +222,10 @@ impl Program {
 
     fn take_behind_wait(&mut self) {
         let (size, align) = (self.size(), self.align());
-        let Some(index) = self.heap.hold_fewest(size, align, &mut self.fences, Counted::waits) else { return };
+        let Some(index) = self.heap.hold_fewest(size, align, &mut self.fences, |f, _, fence| Some(f.waits(fence)))
+        else {
+            return;
+        };
         self.done[1] += 1;
         if self.rng.one_in(3) {
             self.heap.unhold(index, &mut self.fences);

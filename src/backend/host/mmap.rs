@@ -175,6 +175,7 @@ impl Backend for Mmap {
             remap: true,
             alias: false,
             streams: false,
+            captures: false,
             host_ordered: true,
             base_align: self.page.max(HUGE_PAGE),
             quantum: 64,

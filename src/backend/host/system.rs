@@ -94,6 +94,7 @@ impl Backend for System {
             remap: false,
             alias: false,
             streams: false,
+            captures: false,
             host_ordered: true,
             base_align: BASE_ALIGN,
             quantum: 64,

@@ -281,6 +281,7 @@ impl Backend for Sim {
             remap: matches!(config.memory, SimMemory::Alias | SimMemory::Remap),
             alias: config.memory == SimMemory::Alias,
             streams: config.streams,
+            captures: false,
             host_ordered: config.host_ordered,
             base_align: base_align(config),
             quantum: config.quantum,
