@@ -306,7 +306,6 @@ impl Memory {
         self.extents.get_mut(&extent).expect("held by its handle").holders += 1;
         let (access, touched) = (BTreeMap::new(), Clock::default());
         self.mappings.insert(at, Mapping { size, extent, kind: Kind::Mapped, access, touched });
-        self.graves.remove(&at);
         Ok(())
     }
 

@@ -183,3 +183,40 @@ fn stream_ordered_memory_is_used_in_order_only() {
     gpu.context.synchronize().unwrap();
     assert!(driver.violations()[0].contains("race: free"), "{:?}", driver.violations());
 }
+
+#[test]
+fn every_read_since_the_last_write_counts() {
+    let Some(driver) = standin() else { return };
+    let gpu = Gpu::new();
+    let (writer, one, two) = (gpu.stream(), gpu.stream(), gpu.stream());
+    let (block, copies) = (gpu.alloc(4096).unwrap(), gpu.alloc(8192).unwrap());
+    for waited in [&one, &two] {
+        gpu.copy(copies, block, 4096, &one);
+        gpu.copy(copies + 4096, block, 4096, &two);
+        writer.wait(&waited.record_event(None).unwrap()).unwrap();
+        gpu.fill(block, 3, 4096, &writer);
+        gpu.context.synchronize().unwrap();
+        assert_eq!(driver.violations().len(), 1, "one read was not waited for: {:?}", driver.violations());
+        driver.clear_violations();
+    }
+}
+
+#[test]
+fn the_host_knows_what_a_query_told_it_and_what_streams_did_that_are_gone() {
+    let Some(driver) = standin() else { return };
+    let gpu = Gpu::new();
+    let stream = gpu.stream();
+    let at = gpu.alloc(64).unwrap();
+    gpu.fill(at, 1, 64, &stream);
+    let event = stream.record_event(None).unwrap();
+    driver.step(stream.cu_stream() as usize, 2);
+    assert!(event.try_is_complete().unwrap());
+    gpu.free(at).unwrap();
+    let at = gpu.alloc(64).unwrap();
+    gpu.fill(at, 1, 64, &stream);
+    driver.step(stream.cu_stream() as usize, 1);
+    drop(stream);
+    gpu.context.synchronize().unwrap();
+    gpu.free(at).unwrap();
+    driver.assert_clean();
+}
