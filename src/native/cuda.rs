@@ -57,6 +57,8 @@ use crate::backend::cuda::{CudaDevice, PinnedHost, Streams};
 use crate::backend::host::default_limit;
 use crate::policy::Config;
 
+pub use super::cudarc::{Argument, Buffer, Lent, LentMut, Slice, SliceMut};
+pub use super::pinned::PinnedBuffer;
 pub use crate::backend::cuda::{CudaConfig, CudaUnavailable, DeviceInfo, PinnedConfig, Probe, probe};
 /// The `cudarc` whose types are meant here.
 pub use cudarc;

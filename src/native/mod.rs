@@ -2,6 +2,12 @@
 
 #[cfg(feature = "cuda")]
 pub mod cuda;
+#[cfg(feature = "cuda")]
+mod cudarc;
 mod host;
+#[cfg(feature = "cuda")]
+mod ordering;
+#[cfg(feature = "cuda")]
+mod pinned;
 
 pub use host::ViewError;

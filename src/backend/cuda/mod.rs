@@ -136,6 +136,12 @@ impl CudaDevice {
         self.total
     }
 
+    /// Whether an event can be made now.
+    pub(crate) fn can_make_events(&self) -> Result<(), BackendError> {
+        let current = self.device.enter()?;
+        current.destroy_event(current.create_event()?)
+    }
+
     /// Sets `count` elements from an address on, which the caller owns, in the order of a stream.
     pub(crate) fn fill(
         &self,

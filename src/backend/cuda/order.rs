@@ -19,7 +19,7 @@ use crate::backend::BackendError;
 use crate::ids::{EventId, StreamId};
 
 /// The longest sleep between two looks at an event that is waited for.
-const LONGEST_PAUSE: Duration = Duration::from_millis(1);
+const LONGEST_PAUSE: Duration = Duration::from_micros(250);
 
 pub(super) struct Order {
     device: Arc<Device>,
@@ -158,7 +158,7 @@ impl Order {
         let event = self.event("host_wait", id)?;
         let Some(timeout) = timeout else { return self.device.enter()?.synchronize(&event).map(|()| true) };
         let start = Instant::now();
-        let mut pause = Duration::from_micros(10);
+        let mut pause = Duration::from_micros(2);
         loop {
             if self.device.enter()?.is_done(&event)? {
                 return Ok(true);
