@@ -54,6 +54,8 @@ pub struct Machine {
     pub peers: bool,
     /// Bytes of each device.
     pub capacity: u64,
+    /// The granularity of virtual memory; 2 MiB on all real ones.
+    pub page: u64,
 }
 
 impl Machine {
@@ -69,6 +71,7 @@ impl Machine {
             pools: number("STANDIN_POOLS", 1) != 0,
             peers: number("STANDIN_PEERS", 1) != 0,
             capacity: number("STANDIN_CAPACITY", 1 << 30),
+            page: number("STANDIN_PAGE", 2 << 20),
         }
     }
 }
@@ -141,7 +144,7 @@ impl World {
     pub fn new(machine: Machine) -> World {
         World {
             machine,
-            memory: Memory::new(machine.capacity),
+            memory: Memory::new(machine.capacity, machine.page),
             queues: BTreeMap::new(),
             next_queue: 0,
             host: Arc::default(),
