@@ -218,6 +218,11 @@ impl Standin {
         assert!(violations.is_empty(), "\n{}", violations.join("\n"));
     }
 
+    /// The entry points that planted failures have struck.
+    pub fn struck(&self) -> Vec<String> {
+        lines(|room, size| control!(b"standin_struck" as fn(*mut u8, usize) -> usize; room, size))
+    }
+
     /// What is alive, in words.
     pub fn leaks(&self) -> Vec<String> {
         lines(|room, size| control!(b"standin_leaks" as fn(*mut u8, usize) -> usize; room, size))

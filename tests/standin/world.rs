@@ -103,6 +103,8 @@ pub struct World {
     pub retained: BTreeMap<Device, u32>,
     pub faults: Vec<Fault>,
     pub counts: BTreeMap<String, u64>,
+    /// The entry points that planted faults have struck.
+    pub struck: Vec<&'static str>,
     pub lost: Option<Code>,
     pub patience: u64,
     pub violations: Vec<String>,
@@ -161,6 +163,7 @@ impl World {
             retained: BTreeMap::new(),
             faults: Vec::new(),
             counts: BTreeMap::new(),
+            struck: Vec::new(),
             lost: None,
             patience: 64,
             violations: Vec::new(),
@@ -170,12 +173,12 @@ impl World {
         }
     }
 
-    fn admit(&mut self, name: &'static str, gate: Gate) -> Outcome {
+    fn admit(&mut self, entry: &'static str, gate: Gate) -> Outcome {
         if gate == Gate::None {
             return Ok(());
         }
         let mut strikes = None;
-        for name in [name, "*"] {
+        for name in [entry, "*"] {
             let count = self.count(name) + 1;
             self.counts.insert(name.to_owned(), count);
             let strike = self
@@ -184,10 +187,11 @@ impl World {
                 .find(|fault| fault.name == name && (fault.at == count || fault.for_ever && fault.at <= count));
             strikes = strikes.or(strike.map(|fault| fault.code));
         }
+        self.struck.extend(strikes.map(|_| entry));
         if let Some(code) = self.lost.or(strikes) {
             return Err(code);
         }
-        if name == "cuInit" {
+        if entry == "cuInit" {
             self.initialised = self.machine.init == 0;
             return if self.initialised { Ok(()) } else { Err(self.machine.init) };
         }
