@@ -173,6 +173,8 @@ impl<'a> World<'a> {
     #[track_caller]
     pub fn sound(&self, story: &dyn std::fmt::Display) {
         self.allocator.check().unwrap_or_else(|error| panic!("{story}: {error}"));
+        let counted = self.allocator.total_stats().reserved.current + self.allocator.snapshot().beneath;
+        assert_eq!(self.driver.totals().used_bytes, counted, "{story}: what the device has given is what is counted");
         let violations = self.driver.violations();
         assert!(violations.is_empty(), "{story}: rules broken:\n{}", violations.join("\n"));
     }
