@@ -37,6 +37,7 @@ const BESIDE: &[(&str, &str)] = &[("snapshot", "stats"), ("snapshot", "backend")
 
 /// The files that may hold `unsafe`.
 const UNSAFE: &[&str] = &[
+    "src/backend/cuda/compiler.rs",
     "src/backend/cuda/driver.rs",
     "src/backend/host/mapping.rs",
     "src/backend/host/system.rs",
