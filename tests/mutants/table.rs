@@ -109,11 +109,7 @@ pub const MUTANTS: &[Mutant] = &[
         "every event is taken to be done",
         &[
             edit(STREAMS, "Some(event) => self.backend.done(event)?.then_some(event)", "Some(event) => Some(event)"),
-            edit(
-                STREAMS,
-                "None if uncovered => {",
-                "None if uncovered => Some(self.record(pool, stream)?), None if false => {",
-            ),
+            edit(STREAMS, "Ok(event) => self.backend.done(event)?.then_some(event),", "Ok(event) => Some(event),"),
         ],
     ),
     stream(
@@ -182,7 +178,7 @@ pub const MUTANTS: &[Mutant] = &[
     ),
     stream(
         "pages of an idle pool come together without an alias",
-        &[edit(PAGES, "core.caps.alias && pool.meter.is_idle()", "core.caps.remap && pool.meter.is_idle()")],
+        &[edit(PAGES, "core.caps.alias && !pool.is_pinned()", "core.caps.remap && !pool.is_pinned()")],
     ),
     stream(
         "a window does not inherit the fences of the pages moved into it",
