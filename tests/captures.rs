@@ -4,7 +4,8 @@
 use larder::allocator::{AllocError, Allocator, Simulated, Stream};
 use larder::backend::sim::{Call, Lag, Sim, SimConfig, SimMemory, SimStreams};
 use larder::backend::{Backend, BackendError};
-use larder::units::{KIB, MIB};
+use larder::snapshot::Rung;
+use larder::units::{GIB, KIB, MIB};
 use larder::{Config, Stats};
 
 const MEMORIES: [SimMemory; 4] = [SimMemory::Alias, SimMemory::Remap, SimMemory::Paged, SimMemory::Segments];
@@ -13,7 +14,7 @@ const GROWTH: [Call; 3] = [Call::Reserve, Call::Back, Call::GrowSegment];
 
 fn device(memory: SimMemory) -> (Allocator<Simulated>, Sim, Stream, Stream) {
     let config = SimConfig { memory, lag: Lag::Manual, ..SimConfig::default() };
-    let (allocator, sim) = Allocator::simulated(config, Config::default()).unwrap();
+    let (allocator, sim) = Allocator::simulated(config, Config::default().limit(GIB)).unwrap();
     let (one, two) = (allocator.stream().unwrap(), allocator.stream().unwrap());
     (allocator, sim, one, two)
 }
@@ -42,8 +43,11 @@ fn a_stream_under_capture_grows_and_calls_for_nothing_else() {
         let held: Vec<_> = (1..600).map(|n| allocator.alloc_on(&one, n * 4 * KIB).unwrap()).collect();
         drop(held);
         let large = allocator.alloc_on(&one, 100 * MIB).unwrap();
+        let error = allocator.alloc_on(&one, GIB).unwrap_err();
+        let tried: Vec<Rung> = error.report().unwrap().trail.iter().map(|step| step.rung).collect();
+        assert_eq!(tried, [Rung::Reuse, Rung::GrowWithinSlack, Rung::Grow], "{memory:?}");
         assert_eq!(other_calls(&sim), before, "{memory:?}");
-        assert_eq!(large.id().is_some(), true);
+        assert!(large.id().is_some());
         assert_eq!(capture.allocator().stats().blocks.current, 1, "it lies in the capture's own pool");
         // Another stream's requests are served meanwhile, from its own pool.
         let other = allocator.alloc_on(&two, MIB).unwrap();
@@ -96,7 +100,7 @@ fn a_graphs_pages_stay_until_it_is_gone_and_its_work_is_complete() {
 
 #[test]
 fn a_pool_whose_graph_is_gone_serves_the_next_capture() {
-    let (allocator, sim, one, _) = device(SimMemory::Alias);
+    let (allocator, _, one, _) = device(SimMemory::Alias);
     let mut pools = Vec::new();
     for _ in 0..400 {
         let capture = allocator.capture(&one).unwrap();
