@@ -81,6 +81,8 @@ pub(crate) struct Core {
     pub abandoned: Mutex<Vec<StreamId>>,
     /// Locked before a pool's state, never after.
     pub handles: Mutex<Handles>,
+    /// Streams that are open on the device, besides the default one.
+    pub open: Mutex<Vec<StreamId>>,
     /// Open recordings. Locked before a pool's state, never after.
     pub recordings: Mutex<Numbers>,
     /// How many captures are announced, and each one's stream and pool.
@@ -126,6 +128,7 @@ impl Core {
             kind,
             abandoned: Mutex::new(Vec::new()),
             handles: Mutex::default(),
+            open: Mutex::default(),
             recordings: Mutex::default(),
             captured: AtomicU32::new(0),
             captures: Mutex::default(),

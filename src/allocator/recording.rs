@@ -13,13 +13,15 @@ use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::Instant;
 
 use super::core::{Core, Slow};
+use super::error::AllocError;
 use super::streams::Stream;
 use super::{Allocator, Memory};
 use crate::backend::BackendError;
 use crate::ids::{EventId, PoolId, StreamId};
 use crate::policy::PoolConfig;
 
-use super::error::AllocError;
+#[cfg(test)]
+mod tests;
 
 /// Numbers of recordings, for devices with one queue: all but that of the queue.
 #[derive(Default)]
@@ -252,7 +254,7 @@ impl Core {
 
     /// Waits on the host for the work that keeps the pools of graphs that are gone. Answers `false` when the time was over first, or when
     /// nothing can be ordered behind some of it.
-    pub(crate) fn wait_for_graphs(&self, slow: &mut Slow, until: Instant) -> Result<bool, BackendError> {
+    pub(crate) fn wait_unpinned(&self, slow: &mut Slow, until: Instant) -> Result<bool, BackendError> {
         self.unpin(slow)?;
         for event in slow.unpinning.iter().filter_map(|unpinning| unpinning.events.as_ref()).flatten() {
             if !self.backend.host_wait(*event, Some(until.saturating_duration_since(Instant::now())))? {
@@ -266,7 +268,7 @@ impl Core {
     fn is_unpinned(&self, unpinning: &mut Unpinning) -> Result<bool, BackendError> {
         let pool = self.pool(unpinning.pool);
         if unpinning.events.is_none() {
-            let streams: Vec<StreamId> = pool.state.lock().clocks.streams().collect();
+            let streams: Vec<StreamId> = std::iter::once(StreamId(0)).chain(self.open.lock().iter().copied()).collect();
             let mut events = Vec::new();
             for stream in streams {
                 match self.backend.record(stream) {
