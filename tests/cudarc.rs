@@ -401,7 +401,8 @@ fn what_cannot_be_ordered_is_said_by_the_next_call() {
         standin.fail("cuEventRecord", 1, 999);
         let _ = two.clone_dtoh(&a);
         assert!(context.check_err().is_err(), "left for the next call");
-        (one.synchronize().unwrap(), two.synchronize().unwrap());
+        one.synchronize().unwrap();
+        two.synchronize().unwrap();
         standin.clear_violations();
         // What failed is not taken for done.
         let before = standin.calls("cuEventRecord");
