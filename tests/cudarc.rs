@@ -517,6 +517,44 @@ fn buffers_in_a_graph() {
 }
 
 #[test]
+fn a_capture_of_a_stream_that_is_not_known_is_not_ended_by_us() {
+    story(|_| {
+        let World { gpu, one, s, context, .. } = World::new();
+        let stranger = context.new_stream().unwrap();
+        let mut a = gpu.buffer_on::<u32>(&s, 64).unwrap();
+        one.memset_zeros(&mut a).unwrap();
+        stranger.begin_capture(Mode::CU_STREAM_CAPTURE_MODE_GLOBAL).unwrap();
+        stranger.memset_zeros(&mut a).unwrap();
+        assert!(context.check_err().is_err(), "it could not be ordered, and that is said");
+        let refused = a.write_on(&stranger).map(drop).unwrap_err();
+        assert!(matches!(refused, AllocError::Backend(BackendError::Unsupported { .. })), "{refused}");
+        let flags = Flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
+        assert!(stranger.end_capture(flags).unwrap().is_some());
+    });
+}
+
+#[test]
+fn a_lost_device_is_an_error_and_then_silence() {
+    let Some(standin) = driver::standin() else { return };
+    let world = World::new();
+    let pinned = world.pinned();
+    let _known = pinned.stream_of(&world.one).unwrap();
+    let mut host = pinned.buffer::<u32>(64).unwrap();
+    let mut device = world.gpu.buffer_on::<u32>(&world.s, 64).unwrap();
+    world.one.memcpy_dtoh(&device, &mut host).unwrap();
+    standin.lose(700);
+    for _ in 0..2 {
+        let lost = host.as_slice().unwrap_err();
+        assert!(matches!(lost, AllocError::Backend(BackendError::Lost { .. })), "{lost}");
+        assert!(world.two.memset_zeros(&mut device).is_err());
+        assert!(world.gpu.fill(&world.one, &mut device, 1).is_err());
+        assert!(world.gpu.alloc(64 * MIB).is_err() && world.gpu.stream().is_err());
+    }
+    drop((host, device, pinned, world));
+    standin.assert_clean();
+}
+
+#[test]
 fn pages_can_be_opened_to_peers_and_for_export() {
     let Some(standin) = driver::standin() else { return };
     standin.reset(driver::Machine { devices: 2, ..standin.machine() });

@@ -21,6 +21,12 @@
 //! is not known everything works too, but whatever is done with a buffer there is waited for at once. The default stream of each
 //! thread (`per_thread_stream`) is another stream on each thread under one handle, and is refused.
 //!
+//! # Memory
+//! Device memory comes by the page where the device has virtual memory: free pages are moved together instead of being stranded between
+//! blocks, without a copy and without a wait, by mapping them at a second address while work on the first is unfinished. CUDA defines
+//! that for accesses that streams or events order; whoever has kernels that never end sets [`Config::alias`] to `false`, and pages move
+//! when their work is complete. Without virtual memory, or with [`CudaConfig::plain`], it comes in segments.
+//!
 //! # Graphs
 //! What is allocated while a stream is captured is used by the graph at each launch, so its addresses must stay what they are:
 //!

@@ -11,6 +11,7 @@
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::marker::PhantomData;
+use std::mem::ManuallyDrop;
 use std::ptr::null_mut;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -250,12 +251,12 @@ impl Driver {
             return Err(CudaUnavailable::NoLibrary { tried: names });
         };
         // Function pointers and threads of the driver live on, so the library does.
-        let library: &'static Library = Box::leak(Box::new(library));
-        let version = version_of(library)?;
+        let library = ManuallyDrop::new(library);
+        let version = version_of(&library)?;
         if version < VERSION_NEEDED {
             return Err(CudaUnavailable::DriverTooOld { version, needed: VERSION_NEEDED });
         }
-        let driver = Driver::resolve(library)?;
+        let driver = Driver::resolve(&library)?;
         for name in CALLED_BY_CUDARC {
             // SAFETY: the pointer is only looked for, never called.
             let found = unsafe { library.get::<unsafe extern "system" fn()>(name.as_bytes()) };

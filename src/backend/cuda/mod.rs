@@ -96,6 +96,8 @@ pub(crate) trait Streams: Backend {
     fn add_stream(&self, stream: Arc<CudaStream>) -> Result<StreamId, BackendError>;
     /// The stream of a number.
     fn stream(&self, id: StreamId) -> Result<Arc<CudaStream>, BackendError>;
+    /// Refuses a stream without a number that is being captured.
+    fn check_foreign(&self, stream: &CudaStream) -> Result<(), BackendError>;
     /// Makes a stream without a number wait for an event.
     fn foreign_wait(&self, stream: &CudaStream, event: EventId) -> Result<(), BackendError>;
 }
@@ -235,6 +237,10 @@ impl Streams for CudaDevice {
 
     fn stream(&self, id: StreamId) -> Result<Arc<CudaStream>, BackendError> {
         self.order.stream("stream", id)
+    }
+
+    fn check_foreign(&self, stream: &CudaStream) -> Result<(), BackendError> {
+        self.order.check_foreign(stream)
     }
 
     fn foreign_wait(&self, stream: &CudaStream, event: EventId) -> Result<(), BackendError> {
