@@ -464,8 +464,15 @@ fn fills_and_copies_within() {
         let mut wide = gpu.buffer_on::<u64>(&s, 10).unwrap();
         gpu.fill(&one, &mut wide, 0x0102_0304_0102_0304).unwrap();
         assert_eq!(one.clone_dtoh(&wide).unwrap(), [0x0102_0304_0102_0304; 10]);
-        if let Err(error) = gpu.fill(&one, &mut wide, 1) {
-            assert!(matches!(error, AllocError::Backend(BackendError::Unsupported { .. })), "{error}");
+        match gpu.fill(&one, &mut wide, 1) {
+            Ok(()) => {
+                let mut wider = gpu.buffer_on::<u128>(&s, 10).unwrap();
+                gpu.fill(&one, &mut wider, 1 << 64 | 2).unwrap();
+                assert_eq!(one.clone_dtoh(&wide).unwrap(), [1; 10]);
+                assert_eq!(one.clone_dtoh(&wider).unwrap(), [1 << 64 | 2; 10]);
+            }
+            Err(AllocError::Backend(error @ BackendError::Unsupported { .. })) => println!("not run: {error}"),
+            Err(error) => panic!("{error}"),
         }
         let odd = gpu.fill(&one, &mut gpu.buffer_on::<[u8; 3]>(&s, 10).unwrap(), [1, 2, 3]).unwrap_err();
         assert!(matches!(odd, AllocError::Backend(BackendError::Unsupported { .. })), "{odd}");

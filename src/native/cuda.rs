@@ -1,4 +1,4 @@
-//! CUDA memory for those who have a [`CudaContext`](cudarc::driver::CudaContext) in hand: device memory, and page-locked host memory.
+//! CUDA memory for those who have a [`CudaContext`] in hand: device memory, and page-locked host memory.
 //!
 //! ```no_run
 //! use larder::{Config, cuda};

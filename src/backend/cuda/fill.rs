@@ -104,3 +104,22 @@ impl Drop for Fills {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernels_compile_where_there_is_a_compiler() {
+        match compile(CStr::from_bytes_with_nul(SOURCE.as_bytes()).unwrap(), (9, 0)) {
+            Ok(code) => assert!(code.starts_with(b"\x7fELF"), "code for the device"),
+            Err(BackendError::Unsupported { .. }) => println!("not run: there is no NVRTC"),
+            Err(error) => panic!("{error}"),
+        }
+        match compile(c"extern \"C\" __global__ void broken(", (9, 0)) {
+            Err(BackendError::Driver { reason, .. }) => assert!(reason.contains("error"), "{reason}"),
+            Err(BackendError::Unsupported { .. }) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
