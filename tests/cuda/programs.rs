@@ -144,7 +144,7 @@ impl Plan {
         let mut graphs = Graphs::default();
         for step in 0..self.steps {
             let lane = random.below(world.lanes.len() as u64) as usize;
-            if self.seed % 2 == 0 && random.one_in(5) {
+            if self.seed.is_multiple_of(2) && random.one_in(5) {
                 graphs.step(&mut world, &mut random, lane);
             } else if !graphs.is_capturing(lane) {
                 let still = graphs.capturing.is_none() && graphs.graphs.is_empty();
