@@ -1,6 +1,6 @@
 //! NVRTC, the compiler of CUDA source at run time, where it is installed.
 //!
-//! Called through its own library and not through `cudarc`, for the reasons that [`driver`](super::driver) gives. Knows no memory.
+//! Called through its own library and not through `cudarc`, for the reasons that [`library`](super::library) gives. Knows no memory.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString, c_char, c_int};

@@ -8,7 +8,8 @@ use cudarc::driver::CudaStream;
 use parking_lot::Mutex;
 
 use super::compiler::compile;
-use super::driver::{Attribute, Current, Device, Kernel, Module, Narrow};
+use super::driver::{Current, Device, Kernel, Module, Narrow};
+use super::library::Attribute;
 use crate::backend::BackendError;
 
 const SOURCE: &str = concat!(include_str!("../../../shaders/memory.cu"), "\0");

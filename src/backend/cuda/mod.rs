@@ -3,7 +3,7 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `driver`, `compiler` | the functions of the driver and of NVRTC, and the only `unsafe` |
+//! | `library`, `driver`, `compiler` | the driver's functions, its calls for one context, NVRTC; and the only `unsafe` |
 //! | `probe` | whether CUDA can be used here, and why not |
 //! | `order` | streams and events |
 //! | `vmm`, `plain` | device memory by the page; in segments |
@@ -18,6 +18,7 @@
 mod compiler;
 mod driver;
 mod fill;
+mod library;
 mod order;
 mod pinned;
 mod plain;
@@ -29,8 +30,9 @@ use std::time::Duration;
 
 use cudarc::driver::{CudaContext, CudaStream};
 
-use self::driver::{Access, Attribute, Device, Narrow, PageKind};
+use self::driver::{Device, Narrow};
 use self::fill::Fills;
+use self::library::{Access, Attribute, PageKind};
 use self::order::Order;
 use self::plain::Segments;
 use self::vmm::Pages;
