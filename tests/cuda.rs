@@ -13,6 +13,10 @@ mod common;
 mod driver;
 #[path = "cuda/failures.rs"]
 mod failures;
+#[path = "cuda/options.rs"]
+mod options;
+#[path = "cuda/pinned.rs"]
+mod pinned;
 #[path = "cuda/probes.rs"]
 mod probes;
 #[path = "cuda/programs.rs"]
