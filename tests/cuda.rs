@@ -23,6 +23,8 @@ mod probes;
 mod programs;
 #[path = "cuda/stories.rs"]
 mod stories;
+#[path = "cuda/threads.rs"]
+mod threads;
 #[path = "cuda/traces.rs"]
 mod traces;
 #[path = "cuda/world.rs"]
