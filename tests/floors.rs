@@ -39,6 +39,7 @@ const BESIDE: &[(&str, &str)] = &[("snapshot", "stats"), ("snapshot", "backend")
 const UNSAFE: &[&str] = &[
     "src/backend/cuda/compiler.rs",
     "src/backend/cuda/driver.rs",
+    "src/backend/cuda/library.rs",
     "src/backend/host/mapping.rs",
     "src/backend/host/system.rs",
     "src/native/cudarc.rs",
