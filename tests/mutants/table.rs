@@ -442,4 +442,12 @@ pub const MUTANTS: &[Mutant] = &[
             "match handles.iter().find(|(id, _)| is_it(*id)).map(|(id, _)| *id) {\n            Some(id) => Ok(Stream::new(self.clone(), id)),",
         )],
     ),
+    cuda(
+        "CUDA: page-locked memory is used again in the order of streams",
+        &[edit("backend/cuda/pinned.rs", "host_ordered: true,", "host_ordered: false,")],
+    ),
+    cuda(
+        "CUDA: peers are given no access",
+        &[edit("backend/cuda/mod.rs", "access.push(Access::of(peer));", "let _ = peer;")],
+    ),
 ];
