@@ -22,7 +22,7 @@
 //! thread (`per_thread_stream`) is another stream on each thread under one handle, and is refused.
 //!
 //! # Memory
-//! Device memory comes by the page where the device has virtual memory: free pages are moved together instead of being stranded between
+//! One allocator for each device is enough: clones and pools share what is free. Device memory comes by the page where the device has virtual memory: free pages are moved together instead of being stranded between
 //! blocks, without a copy and without a wait, by mapping them at a second address while work on the first is unfinished. CUDA defines
 //! that for accesses that streams or events order; whoever has kernels that never end sets [`Config::alias`] to `false`, and pages move
 //! when their work is complete. Without virtual memory, or with [`CudaConfig::plain`], it comes in segments.
@@ -61,6 +61,7 @@ use crate::allocator::{AllocError, Allocator, Block, Memory, Stream, sealed};
 use crate::backend::BackendError;
 use crate::backend::cuda::{CudaDevice, PinnedHost, Streams};
 use crate::backend::host::default_limit;
+use crate::ids::StreamId;
 use crate::policy::Config;
 
 pub use super::cudarc::{Argument, Buffer, Lent, LentMut, Slice, SliceMut};
@@ -226,7 +227,7 @@ fn adopt(core: &Arc<Core>, streams: &dyn Streams, stream: &Arc<CudaStream>) -> R
             let call = "the default stream of each thread";
             Err(BackendError::Unsupported { call, backend: core.caps.name }.into())
         }
-        LEGACY => Ok(core.adopt_stream(|id| id.0 == 0, || Ok(crate::ids::StreamId(0)))?),
+        LEGACY => Ok(Stream::new(core.clone(), StreamId(0))),
         _ => Ok(core.adopt_stream(|id| streams.is_stream(id, stream), || streams.add_stream(stream.clone()))?),
     }
 }

@@ -207,13 +207,7 @@ impl Driver {
             // SAFETY: the driver answers a string that ends with 0 and lives as long as it does.
             return unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned();
         }
-        // What a driver that never came up cannot name itself.
-        match code {
-            34 => "CUDA_ERROR_STUB_LIBRARY".into(),
-            803 => "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH".into(),
-            999 => "CUDA_ERROR_UNKNOWN".into(),
-            code => format!("CUDA error {code}"),
-        }
+        own_name(code)
     }
 
     pub(super) fn check(&self, call: &'static str, requested: u64, code: c_int) -> Result<(), BackendError> {
@@ -273,6 +267,16 @@ impl Driver {
     }
 }
 
+/// A name for what a driver that never came up cannot name itself.
+fn own_name(code: c_int) -> String {
+    match code {
+        34 => "CUDA_ERROR_STUB_LIBRARY".into(),
+        803 => "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH".into(),
+        999 => "CUDA_ERROR_UNKNOWN".into(),
+        code => format!("CUDA error {code}"),
+    }
+}
+
 fn version_of(library: &Library) -> Result<i32, CudaUnavailable> {
     let name = "cuDriverGetVersion";
     // SAFETY: the driver exports this name with this signature.
@@ -282,6 +286,6 @@ fn version_of(library: &Library) -> Result<i32, CudaUnavailable> {
     // SAFETY: it may be called before the driver is initialised, and `version` may be written.
     match unsafe { function(&mut version) } {
         SUCCESS => Ok(version),
-        code => Err(CudaUnavailable::Init { code, name: name.into() }),
+        code => Err(CudaUnavailable::Init { code, name: own_name(code) }),
     }
 }
