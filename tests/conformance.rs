@@ -11,6 +11,8 @@ mod pages;
 mod segments;
 
 use std::collections::BTreeSet;
+#[cfg(unix)]
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use larder::backend::host::System;
@@ -87,9 +89,18 @@ fn rows() -> Vec<Row> {
         Row {
             name: "mmap, large pages, touched by three threads",
             make: || {
-                let pretouch = std::num::NonZeroUsize::new(3);
+                let pretouch = NonZeroUsize::new(3);
                 mmap(MmapConfig { page: 4 * MIB, region_max: Some(512 * MIB), pretouch, ..Default::default() })
             },
+            touch: &Cpu,
+            fresh: zero,
+        },
+        #[cfg(target_os = "linux")]
+        Row { name: "file", make: || in_files(MmapConfig::default()), touch: &Cpu, fresh: zero },
+        #[cfg(target_os = "linux")]
+        Row {
+            name: "file, small pages, touched at once",
+            make: || in_files(MmapConfig { page: MIB / 16, pretouch: NonZeroUsize::new(2), ..Default::default() }),
             touch: &Cpu,
             fresh: zero,
         },
@@ -112,6 +123,11 @@ fn sim(memory: SimMemory) -> Box<dyn Backend> {
 #[cfg(unix)]
 fn mmap(config: MmapConfig) -> Box<dyn Backend> {
     Box::new(Mmap::new(config).unwrap())
+}
+
+#[cfg(target_os = "linux")]
+fn in_files(config: MmapConfig) -> Box<dyn Backend> {
+    Box::new(Mmap::in_folder(&std::env::temp_dir(), config).unwrap())
 }
 
 /// A backend under test, with what is known about it.

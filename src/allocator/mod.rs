@@ -37,7 +37,7 @@ use std::time::Duration;
 
 use self::core::Core;
 #[cfg(unix)]
-use crate::backend::host::MmapConfig;
+use crate::backend::host::{Mmap, MmapConfig, limit::less_a_margin};
 use crate::backend::host::{System, default_limit};
 use crate::backend::sim::{Sim, SimConfig};
 use crate::backend::{Backend, Capabilities};
@@ -148,7 +148,30 @@ impl Allocator<Host> {
     pub fn host_mmap(mmap: MmapConfig, config: Config) -> Result<Self, AllocError> {
         config.validate()?;
         let config = Config { page: Some(mmap.page), ..config };
-        Self::over(Box::new(crate::backend::host::Mmap::new(mmap)?), config, Some(default_limit()))
+        Self::over(Box::new(Mmap::new(mmap)?), config, Some(default_limit()))
+    }
+
+    /// Host memory that is kept in files of a folder, for more than the machine has; see
+    /// [`Mmap::in_folder`](crate::backend::host::Mmap::in_folder). Without a limit in the config it is what the folder's file
+    /// system has free now, less 5 %.
+    ///
+    /// ```no_run
+    /// use larder::{Allocator, Config};
+    ///
+    /// let files = Allocator::host_file("/var/tmp".as_ref(), Config::default())?;
+    /// let mut block = files.alloc(1 << 36)?;
+    /// # Ok::<(), larder::AllocError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Allocator::host`]; a folder that cannot be used, with the system's reason.
+    #[cfg(unix)]
+    pub fn host_file(folder: &std::path::Path, config: Config) -> Result<Self, AllocError> {
+        config.validate()?;
+        let page = config.page.unwrap_or(MmapConfig::default().page);
+        let mmap = Mmap::in_folder(folder, MmapConfig { page, ..MmapConfig::default() })?;
+        let limit = mmap.space().map(less_a_margin);
+        Self::over(Box::new(mmap), Config { page: Some(page), ..config }, limit)
     }
 
     /// Host memory in segments from the system's heap.
