@@ -32,10 +32,10 @@
 //!            native: host blocks as slices. diag: the segment map as text. trace: read, write, replay, models.
 //! floor 2  allocator/
 //!            heaps, stream order, backend and policy joined: core, pool, ladder, pages, segments, streams, reclaim, report, handles
-//! floor 1  heap/ fence policy stats snapshot backend/
+//! floor 1  heap/ fence policy stats pressure snapshot backend/
 //!            rooms that do not know each other (snapshot names stats and the backend's budget).
 //!            heap: where blocks lie. fence: which stream has seen which work. policy: config and pure choices.
-//!            stats: the accounting. snapshot: state and reports as data. backend: the trait, the host, the simulated device.
+//!            stats: the accounting. pressure: how short memory is, in levels. snapshot: state and reports as data. backend: the trait, the host, the simulated device.
 //! floor 0  units ids
 //!            bytes and their text; newtypes of ids
 //! ```
@@ -98,6 +98,7 @@ pub mod heap;
 pub mod ids;
 pub mod native;
 pub mod policy;
+pub mod pressure;
 pub mod snapshot;
 pub mod stats;
 pub mod trace;

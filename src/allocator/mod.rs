@@ -33,6 +33,7 @@ use std::any::TypeId;
 use std::marker::PhantomData;
 use std::panic::Location;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use self::core::Core;
@@ -43,6 +44,7 @@ use crate::backend::sim::{Sim, SimConfig};
 use crate::backend::{Backend, Capabilities};
 use crate::ids::PoolId;
 use crate::policy::{Config, ConfigError, PoolConfig};
+use crate::pressure::Pressure;
 use crate::snapshot::Snapshot;
 use crate::stats::Stats;
 
@@ -311,6 +313,14 @@ impl<M: Memory> Allocator<M> {
             pool.meter.reset_addresses(state.addresses());
         }
         self.core.reset_reserved_peak();
+    }
+
+    /// How short memory is: what all pools hold of the limit, and what is held of the device, which is asked. A device that does
+    /// not answer says nothing.
+    pub fn pressure(&self) -> Pressure {
+        let budget = self.core.backend.budget().ok().flatten();
+        let limit = self.core.config.read().limit;
+        Pressure::new(self.core.reserved.load(Relaxed), limit, budget.map(|budget| (budget.free, budget.total)))
     }
 
     /// Everything that the allocator holds, as plain data.
