@@ -28,8 +28,9 @@
 //! this picture and the source differ.
 //!
 //! ```text
-//! floor 3  native/ diag/ trace/
-//!            native: host blocks as slices. diag: the segment map as text. trace: read, write, replay, models.
+//! floor 3  native/ device/ fallback diag/ trace/
+//!            native: host blocks as slices. device: a device chosen at run time (knows native). fallback: this memory, else that
+//!            one. diag: the segment map as text. trace: read, write, replay (on a device), models.
 //! floor 2  allocator/
 //!            heaps, stream order, backend and policy joined: core, pool, ladder, pages, segments, streams, reclaim, report, handles
 //! floor 1  heap/ fence policy stats pressure snapshot backend/
@@ -92,7 +93,9 @@
 
 pub mod allocator;
 pub mod backend;
+pub mod device;
 pub mod diag;
+pub mod fallback;
 pub mod fence;
 pub mod heap;
 pub mod ids;
@@ -105,6 +108,8 @@ pub mod trace;
 pub mod units;
 
 pub use allocator::{AllocError, Allocator, Any, Block, Host, Memory, Request, Simulated, Stream, tag};
+pub use device::Device;
+pub use fallback::Fallback;
 pub use policy::{Config, PoolConfig};
 pub use snapshot::OomReport;
 pub use stats::Stats;

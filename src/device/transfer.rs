@@ -1,0 +1,58 @@
+//! Bytes of the caller's into a block and out of it, on any kind of memory. For small and rare amounts: each call waits until its
+//! bytes are there.
+
+use super::{cuda, wgpu};
+use crate::allocator::{Any, Block};
+use crate::backend::BackendError;
+use crate::units::Bytes;
+
+/// Why bytes were not copied.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TransferError {
+    /// More bytes than the block has.
+    #[error("{bytes} bytes ({}) do not fit in a block of {block} bytes ({})", Bytes(*.bytes), Bytes(*.block))]
+    TooLong {
+        /// Bytes given.
+        bytes: u64,
+        /// Bytes of the block.
+        block: u64,
+    },
+    /// The memory holds no bytes: it is simulated.
+    #[error("this memory is simulated and holds no bytes")]
+    NoBytes,
+    /// The driver failed.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+}
+
+impl Block<Any> {
+    /// Copies `bytes` to the start of the block, after the work of the device's default stream, and waits until they are there.
+    ///
+    /// # Errors
+    /// More bytes than the block has; memory that holds none; what the driver says.
+    pub fn upload(&mut self, bytes: &[u8]) -> Result<(), TransferError> {
+        if bytes.len() as u64 > self.len() {
+            return Err(TransferError::TooLong { bytes: bytes.len() as u64, block: self.len() });
+        }
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        if let Some(view) = self.host_bytes_mut() {
+            view[..bytes.len()].copy_from_slice(bytes);
+            return Ok(());
+        }
+        cuda::upload(self, bytes).or_else(|| wgpu::upload(self, bytes)).unwrap_or(Err(TransferError::NoBytes))
+    }
+
+    /// The block's bytes, after the work of the device's default stream, which is waited for.
+    ///
+    /// # Errors
+    /// Memory that holds no bytes; what the driver says.
+    pub fn read(&self) -> Result<Vec<u8>, TransferError> {
+        if let Some(view) = self.host_bytes() {
+            return Ok(view.to_vec());
+        }
+        cuda::read(self).or_else(|| wgpu::read(self)).unwrap_or(Err(TransferError::NoBytes))
+    }
+}
