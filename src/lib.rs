@@ -17,8 +17,10 @@
 //!
 //! # What there is
 //! Host memory ([`Allocator::host`]: addresses reserved once, committed by the page; [`Allocator::host_system`]: segments of
-//! the system's heap) and a simulated device ([`Allocator::simulated`]) with streams, capacity, and failures to order, which
-//! checks every rule that a device would punish. The features `cuda` and `wgpu` are names without content so far.
+//! the system's heap; [`Allocator::host_file`](Allocator): files, for more than the machine has) and a simulated device
+//! ([`Allocator::simulated`]) with streams, capacity, and failures to order, which checks every rule that a device would punish. The
+//! features `cuda` and `wgpu` are names without content so far. [`Device`] is any of them, chosen at run time, and [`Fallback`] an
+//! order of several.
 //!
 //! A user meets six types: [`Allocator`] and [`Block`] (memory, owned: dropping gives it back), [`Stream`] (an order of device
 //! work), [`Config`], [`Stats`], and [`OomReport`]. Everything else is for those who work inside or look from outside.
