@@ -345,6 +345,34 @@ fn probe_tells_of_every_device_what_it_offers_or_why_not() {
     assert!(best[0]["available"] == true && best[0]["offer"]["software"] == false && best[0]["device"] != "sim");
 }
 
+/// Variables that hide every GPU from the drivers of Linux and CUDA.
+const HIDDEN: [(&str, &str); 3] =
+    [("CUDA_VISIBLE_DEVICES", "-1"), ("VK_DRIVER_FILES", "/nonexistent"), ("VK_ICD_FILENAMES", "/nonexistent")];
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_machine_without_a_gpu_is_told_why_and_served_all_the_same() {
+    let tool = || {
+        let mut tool = Command::new(env!("CARGO_BIN_EXE_larder"));
+        tool.envs(HIDDEN);
+        tool
+    };
+    let (code, out, err) = texts(&tool().args(["probe", "--json"]).output().unwrap());
+    assert_eq!((code, err.as_str()), (Some(0), ""), "{out}");
+    for line in out.lines() {
+        let row: Value = serde_json::from_str(line).unwrap();
+        let is_gpu = row["device"] == "wgpu" || row["device"].as_str().unwrap().starts_with("cuda");
+        assert_eq!(row["available"], !is_gpu, "{row}");
+        assert_eq!(row["reason"].is_string(), is_gpu, "{row}");
+        assert_eq!(row["best"], row["device"] == "host", "{row}");
+    }
+    for backend in ["cuda", "wgpu"] {
+        let (code, out, err) = texts(&tool().args(["replay", &resnet(), "--backend", backend]).output().unwrap());
+        assert_eq!((code, out.as_str(), err.lines().count()), (Some(3), "", 1), "{backend}: {err}");
+        assert!(err.starts_with(&format!("larder: --backend {backend}")) && !err.contains("panicked"), "{err}");
+    }
+}
+
 #[test]
 fn probe_can_be_read() {
     let out = probe(&[]);

@@ -21,6 +21,9 @@ pub enum TransferError {
     /// The memory holds no bytes: it is simulated.
     #[error("this memory is simulated and holds no bytes")]
     NoBytes,
+    /// The device's work before it was not complete in the time that the config gives to waits.
+    #[error("the device's work was not complete in time")]
+    TimedOut,
     /// The driver failed.
     #[error(transparent)]
     Backend(#[from] BackendError),

@@ -204,4 +204,24 @@ pub const MUTANTS: &[Mutant] = &[
         "a segment with unfinished work is released",
         &[edit(POOL, "segment.3 && segment.0 <= most", "segment.0 <= most")],
     ),
+    Mutant {
+        name: "space on the disk is not taken beforehand",
+        edits: &[edit("backend/host/mapping.rs", "file::fill(file, range.clone())?;", "let _ = file;")],
+        caught_by: "file_memory",
+    },
+    Mutant {
+        name: "files pass the process's limit of their size",
+        edits: &[edit("backend/host/file.rs", "wanted.min(size_limit())", "wanted")],
+        caught_by: "file_memory",
+    },
+    Mutant {
+        name: "an error that is no lack of memory is hidden by the next memory",
+        edits: &[edit("fallback.rs", "let passes_on = passes_on(&error);", "let passes_on = true;")],
+        caught_by: "fallback",
+    },
+    Mutant {
+        name: "what a memory refused is not counted",
+        edits: &[edit("fallback.rs", "refused_bytes.fetch_add(bytes, Relaxed)", "refused_bytes.load(Relaxed)")],
+        caught_by: "fallback",
+    },
 ];
