@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use common::world::World;
 use common::{Rng, runs};
 use larder::allocator::{AllocError, HookGuard};
-use larder::backend::sim::{Lag, SimConfig, SimMemory};
+use larder::backend::sim::{Lag, SimConfig, SimMemory, SimStreams};
 use larder::policy::{Config, OnLimit, PoolConfig, ReportLevel};
 use larder::units::{KIB, MIB};
 use larder::{Allocator, Simulated};
@@ -249,7 +249,7 @@ fn memory_that_the_cpu_touches_is_reused_only_when_complete() {
 #[test]
 fn a_device_without_streams_has_one_order() {
     for memory in MEMORIES {
-        let mut world = World::new(SimConfig { streams: false, ..device(memory, Lag::Never) }, config(), 3);
+        let mut world = World::new(SimConfig { streams: SimStreams::None, ..device(memory, Lag::Never) }, config(), 3);
         let mut rng = Rng::new(1);
         for _ in 0..600 {
             if world.held.len() > 20 || (!world.held.is_empty() && rng.one_in(3)) {

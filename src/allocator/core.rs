@@ -79,6 +79,8 @@ pub(crate) struct Core {
     pub kind: TypeId,
     /// Streams whose last handle went and that a slow call should retire.
     pub abandoned: Mutex<Vec<StreamId>>,
+    /// Streams that are open on the device, besides the default one.
+    pub open: Mutex<Vec<StreamId>>,
     /// Open recordings. Locked before a pool's state, never after.
     pub recordings: Mutex<Numbers>,
     /// How many captures are announced, and each one's stream and pool.
@@ -123,6 +125,7 @@ impl Core {
             default_limit,
             kind,
             abandoned: Mutex::new(Vec::new()),
+            open: Mutex::default(),
             recordings: Mutex::default(),
             captured: AtomicU32::new(0),
             captures: Mutex::default(),

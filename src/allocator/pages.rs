@@ -104,7 +104,14 @@ pub(super) fn fill_window(
             answer => return Ok(answer),
         }
     }
-    fill(core, id, slow, wish, how, serve)
+    // Each capture that is met here was not known before, and is avoided the next time.
+    let mut captures_left = core.open.lock().len();
+    loop {
+        match fill(core, id, slow, wish, how, serve)? {
+            Filled::Refused(BackendError::Recording { .. }) if captures_left > 0 => captures_left -= 1,
+            answer => return Ok(answer),
+        }
+    }
 }
 
 /// Whether old addresses of moved pages, kept by unfinished work, fill too many addresses.

@@ -178,6 +178,7 @@ impl Core {
         for at in 0..self.pools().count() {
             self.wait_for_all(PoolId(at as u16), &mut slow, until)?;
         }
+        self.wait_unpinned(&mut slow, until)?;
         let returned = self.trim_under(0, &mut slow)?;
         for pool in self.pools() {
             let state = pool.state.lock();

@@ -10,15 +10,18 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::time::Instant;
 
 use super::core::{Core, Slow};
+use super::error::AllocError;
 use super::streams::Stream;
 use super::{Allocator, Memory};
 use crate::backend::BackendError;
 use crate::ids::{EventId, PoolId, StreamId};
 use crate::policy::PoolConfig;
 
-use super::error::AllocError;
+#[cfg(test)]
+mod tests;
 
 /// Numbers of recordings, for devices with one queue: all but that of the queue.
 #[derive(Default)]
@@ -247,7 +250,7 @@ impl Core {
     fn is_unpinned(&self, unpinning: &mut Unpinning) -> Result<bool, BackendError> {
         let pool = self.pool(unpinning.pool);
         if unpinning.events.is_none() {
-            let streams: Vec<StreamId> = pool.state.lock().clocks.streams().collect();
+            let streams: Vec<StreamId> = std::iter::once(StreamId(0)).chain(self.open.lock().iter().copied()).collect();
             let mut events = Vec::new();
             for stream in streams {
                 match self.backend.record(stream) {
@@ -270,6 +273,17 @@ impl Core {
         }
         pool.pin(false);
         Ok(true)
+    }
+}
+
+impl Core {
+    /// Waits for what [`Core::unpin`] would only look for.
+    pub(crate) fn wait_unpinned(&self, slow: &mut Slow, until: Instant) -> Result<(), BackendError> {
+        self.unpin(slow)?;
+        for event in slow.unpinning.iter().filter_map(|unpinning| unpinning.events.as_ref()).flatten() {
+            self.backend.host_wait(*event, Some(until.saturating_duration_since(Instant::now())))?;
+        }
+        self.unpin(slow)
     }
 }
 

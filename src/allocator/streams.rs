@@ -42,6 +42,9 @@ impl Stream {
         for pool in core.pools() {
             pool.state.lock().clocks.know([id]);
         }
+        if id != StreamId(0) {
+            core.open.lock().push(id);
+        }
         Stream { inner: Arc::new(Inner { core, id }) }
     }
 
@@ -115,6 +118,7 @@ impl Core {
         let streams: Vec<StreamId> = pool.state.lock().clocks.streams().collect();
         let mut progress = Ok(false);
         for stream in streams {
+            self.look_for_end_of_capture(pool, stream)?;
             progress = self.poll_stream(pool, stream).map(|more| more || matches!(progress, Ok(true)));
             if progress.is_err() {
                 break;
@@ -129,6 +133,14 @@ impl Core {
         }
         self.retire_streams(slow)?;
         self.unpin(slow)
+    }
+
+    fn look_for_end_of_capture(&self, pool: &Pool, stream: StreamId) -> Result<(), BackendError> {
+        let ended = self.caps.captures && pool.state.lock().clocks.is_recording(stream) && !self.is_captured(stream)?;
+        if ended {
+            pool.state.lock().clocks.set_recording(stream, false);
+        }
+        Ok(())
     }
 
     /// Whether something was found complete. Records an event where frees are not covered yet.
@@ -186,7 +198,12 @@ impl Core {
             }
             clocks.clock(stream)
         };
-        let event = self.backend.record(stream)?;
+        let event = self.backend.record(stream).inspect_err(|error| {
+            if matches!(error, BackendError::Recording { .. }) {
+                // A capture that nobody announced; `poll` sees its end.
+                pool.state.lock().clocks.set_recording(stream, true);
+            }
+        })?;
         let dropped = pool.state.lock().clocks.recorded(stream, event, clock);
         if let Some(event) = dropped {
             self.backend.forget(event);
@@ -250,6 +267,7 @@ impl Core {
         let streams: Vec<StreamId> = pool.state.lock().clocks.streams().collect();
         let mut in_time = true;
         for stream in streams {
+            self.look_for_end_of_capture(pool, stream)?;
             let (unfinished, newest, stale) = {
                 let state = pool.state.lock();
                 (state.clocks.unfinished(stream), state.clocks.newest(stream), state.clocks.wants_event(stream))
@@ -317,6 +335,7 @@ impl Core {
             return Ok(false);
         }
         self.backend.forget(event);
+        self.open.lock().retain(|open| *open != stream);
         self.backend.close_stream(stream);
         Ok(true)
     }

@@ -37,6 +37,38 @@ const HEAP: &str = "heap/mod.rs";
 const EDIT: &str = "heap/edit.rs";
 
 pub const MUTANTS: &[Mutant] = &[
+    Mutant {
+        name: "a graph's pages go while it may be launched",
+        edits: &[edit(
+            "allocator/reclaim.rs",
+            "if self.pool(id).is_pinned() {",
+            "if false && self.pool(id).is_pinned() {",
+        )],
+        caught_by: "captures",
+    },
+    Mutant {
+        name: "a graph's pages go while its last launch is under way",
+        edits: &[edit(
+            "allocator/recording.rs",
+            "if !self.backend.done(*event)? {",
+            "if false && !self.backend.done(*event)? {",
+        )],
+        caught_by: "captures",
+    },
+    Mutant {
+        name: "a stream under capture climbs the whole ladder",
+        edits: &[edit(
+            "allocator/ladder.rs",
+            "        if self.captured {\n            return self.while_captured",
+            "        if false {\n            return self.while_captured",
+        )],
+        caught_by: "captures",
+    },
+    Mutant {
+        name: "memory of a captured stream is waited for",
+        edits: &[edit(FENCE, "Access::AfterWait => self.is_reachable(fence),", "Access::AfterWait => true,")],
+        caught_by: "captures",
+    },
     stream("a wait is dropped", &[edit(STREAMS, "self.backend.stream_wait(stream, event)?;", "")]),
     stream(
         "a wait is for an event that is too old",
@@ -109,16 +141,16 @@ pub const MUTANTS: &[Mutant] = &[
         "every event is taken to be done",
         &[
             edit(STREAMS, "Some(event) => self.backend.done(event)?.then_some(event)", "Some(event) => Some(event)"),
-            edit(
-                STREAMS,
-                "None if uncovered => {",
-                "None if uncovered => Some(self.record(pool, stream)?), None if false => {",
-            ),
+            edit(STREAMS, "Ok(event) => self.backend.done(event)?.then_some(event),", "Ok(event) => Some(event),"),
         ],
     ),
     stream(
         "an event is recorded on the wrong stream",
-        &[edit(STREAMS, "let event = self.backend.record(stream)?;", "let event = self.backend.record(StreamId(0))?;")],
+        &[edit(
+            STREAMS,
+            "let event = self.backend.record(stream).inspect_err",
+            "let event = self.backend.record(StreamId(0)).inspect_err",
+        )],
     ),
     stream(
         "the host is treated as an ordered stream",
@@ -182,7 +214,7 @@ pub const MUTANTS: &[Mutant] = &[
     ),
     stream(
         "pages of an idle pool come together without an alias",
-        &[edit(PAGES, "core.caps.alias && pool.meter.is_idle()", "core.caps.remap && pool.meter.is_idle()")],
+        &[edit(PAGES, "core.caps.alias && !pool.is_pinned()", "core.caps.remap && !pool.is_pinned()")],
     ),
     stream(
         "a window does not inherit the fences of the pages moved into it",

@@ -48,6 +48,17 @@ pub enum SimMemory {
     Segments,
 }
 
+/// What orders the device's work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SimStreams {
+    /// Nothing: all work is complete at once.
+    None,
+    /// A single queue: every number of a stream means it, and no stream can be opened.
+    One,
+    /// As many streams as are opened, any of which may be captured ([`Sim::capture`]).
+    Many,
+}
+
 /// What device to simulate. Plain data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SimConfig {
@@ -65,8 +76,8 @@ pub struct SimConfig {
     pub lag: Lag,
     /// Whether to say that the CPU touches the memory; then bytes change owner only after completion.
     pub host_ordered: bool,
-    /// Whether there are streams. Without, all work is complete at once.
-    pub streams: bool,
+    /// Its streams.
+    pub streams: SimStreams,
     /// Bytes that somebody else uses; see [`Sim::set_foreign`].
     pub foreign: u64,
 }
@@ -81,7 +92,7 @@ impl Default for SimConfig {
             region_max: 16 * TIB,
             lag: Lag::Events(0),
             host_ordered: false,
-            streams: true,
+            streams: SimStreams::Many,
             foreign: 0,
         }
     }
@@ -138,6 +149,11 @@ impl Sim {
     /// Pieces of a stream that are not complete, waits not counted.
     pub fn queued(&self, stream: StreamId) -> u64 {
         self.shared.state.lock().device.queued(stream)
+    }
+
+    /// Says that a stream is captured from now on, or no longer: work given to it is no concern of the device then.
+    pub fn capture(&self, stream: StreamId, captured: bool) {
+        self.shared.state.lock().device.capture(stream, captured);
     }
 
     // ---- uses
@@ -280,8 +296,8 @@ impl Backend for Sim {
             page: (config.memory != SimMemory::Segments).then_some(config.page),
             remap: matches!(config.memory, SimMemory::Alias | SimMemory::Remap),
             alias: config.memory == SimMemory::Alias,
-            streams: config.streams,
-            captures: false,
+            streams: config.streams != SimStreams::None,
+            captures: config.streams == SimStreams::Many,
             host_ordered: config.host_ordered,
             base_align: base_align(config),
             quantum: config.quantum,
@@ -353,5 +369,9 @@ impl Backend for Sim {
 
     fn budget(&self) -> Result<Option<Budget>, BackendError> {
         self.call(Call::Budget, State::budget)
+    }
+
+    fn is_capturing(&self, stream: StreamId) -> Result<bool, BackendError> {
+        Ok(self.shared.state.lock().device.is_captured(stream))
     }
 }

@@ -9,7 +9,7 @@ use super::calls::{Call, Faults, SimCounters, Stop, Violation, ViolationKind, br
 use super::memory::{Memory, show};
 use super::oracle::{Oracle, Rule};
 use super::work::{Device, Lag};
-use super::{NAME, SimConfig, SimMemory, base_align};
+use super::{NAME, SimConfig, SimMemory, SimStreams, base_align};
 use crate::backend::{BackendError, Budget, Region, Span};
 use crate::ids::{EventId, RegionId, StreamId};
 use crate::units::align_up;
@@ -31,7 +31,7 @@ pub(super) struct State {
 
 impl State {
     pub(super) fn new(config: SimConfig) -> Self {
-        let lag = if config.streams { config.lag } else { Lag::Events(0) };
+        let lag = if config.streams == SimStreams::None { Lag::Events(0) } else { config.lag };
         State {
             config,
             memory: Memory::new(config.page, base_align(&config)),
@@ -103,7 +103,8 @@ impl State {
             Call::Reserve | Call::Back | Call::Unback => memory != SimMemory::Segments,
             Call::Remap => matches!(memory, SimMemory::Alias | SimMemory::Remap),
             Call::GrowSegment => memory == SimMemory::Segments,
-            Call::OpenStream | Call::Record | Call::StreamWait => self.config.streams,
+            Call::OpenStream => self.config.streams == SimStreams::Many,
+            Call::Record | Call::StreamWait => self.config.streams != SimStreams::None,
             Call::Release | Call::Done | Call::HostWait | Call::Zero | Call::Budget => true,
         };
         if yes { Ok(()) } else { Err(BackendError::Unsupported { call: call.name(), backend: NAME }.into()) }
@@ -225,9 +226,18 @@ impl State {
         self.device.open().ok_or(Stop::Refused(full))
     }
 
+    /// The stream that a number means, on which something is to be ordered now.
+    fn queue_of(&self, stream: StreamId) -> Result<StreamId, Stop> {
+        if self.config.streams == SimStreams::One {
+            return Ok(StreamId(0));
+        }
+        self.device.known_stream(stream)?;
+        if self.device.is_captured(stream) { Err(BackendError::Recording { stream }.into()) } else { Ok(stream) }
+    }
+
     pub(super) fn record(&mut self, stream: StreamId) -> Result<EventId, Stop> {
         self.supported(Call::Record)?;
-        self.device.known_stream(stream)?;
+        let stream = self.queue_of(stream)?;
         self.faults.strike(Call::Record)?;
         self.device.record(stream)
     }
@@ -240,7 +250,7 @@ impl State {
 
     pub(super) fn stream_wait(&mut self, stream: StreamId, event: EventId) -> Result<(), Stop> {
         self.supported(Call::StreamWait)?;
-        self.device.known_stream(stream)?;
+        let stream = self.queue_of(stream)?;
         self.device.known_event(event)?;
         self.faults.strike(Call::StreamWait)?;
         self.device.wait(stream, event)

@@ -47,6 +47,7 @@ struct Piece {
 #[derive(Debug, Default)]
 struct Stream {
     open: bool,
+    captured: bool,
     issued: u64,
     queue: VecDeque<Piece>,
     /// Indexed by stream; what is missing is 0.
@@ -145,6 +146,16 @@ impl Device {
     fn stream(&self, id: StreamId) -> Result<&Stream, Stop> {
         let found = self.streams.get(id.0 as usize).filter(|stream| stream.open);
         found.ok_or_else(|| broken(ViolationKind::Stream, format!("{id} is not an open stream")))
+    }
+
+    pub(super) fn capture(&mut self, id: StreamId, captured: bool) {
+        if let Some(stream) = self.streams.get_mut(id.0 as usize) {
+            stream.captured = captured;
+        }
+    }
+
+    pub(super) fn is_captured(&self, id: StreamId) -> bool {
+        self.streams.get(id.0 as usize).is_some_and(|stream| stream.captured)
     }
 
     pub(super) fn known_stream(&self, id: StreamId) -> Result<(), Stop> {

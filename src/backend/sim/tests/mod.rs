@@ -119,7 +119,7 @@ fn each_kind_of_memory_says_what_it_cannot() {
     assert_eq!(paged.remap(span, span), refused("remap"));
     assert!(matches!(paged.grow_segment(1), Err(BackendError::Unsupported { .. })));
     assert!(matches!(paged.reserve(u64::MAX), Err(BackendError::TooLarge { .. })));
-    let plain = Sim::new(SimConfig { streams: false, lag: Lag::Never, ..SimConfig::default() });
+    let plain = Sim::new(SimConfig { streams: SimStreams::None, lag: Lag::Never, ..SimConfig::default() });
     assert!(matches!(plain.open_stream(), Err(BackendError::Unsupported { .. })));
     assert!(matches!(plain.record(DEFAULT), Err(BackendError::Unsupported { .. })));
     let region = backed(&plain, 1);
