@@ -285,9 +285,10 @@ const NOWHERE: &str = "cuda:4000000000";
 
 #[test]
 fn a_backend_that_is_not_here_is_told_and_ends_with_3() {
-    for (backend, wanted) in
-        [(NOWHERE, "larder: --backend cuda:4000000000: "), ("file:/no/such/folder", "No such file")]
-    {
+    for (backend, wanted) in [
+        (NOWHERE, "larder: --backend cuda:4000000000: "),
+        ("file:/no/such/folder", "larder: --backend file:/no/such/folder: "),
+    ] {
         let (code, out, err) = texts(&larder(&[&resnet(), "--backend", backend]));
         assert_eq!((code, out.as_str()), (Some(3), ""), "{backend}: {err}");
         assert!(err.contains(wanted) && !err.contains("panicked") && err.lines().count() == 1, "{backend}: {err}");
