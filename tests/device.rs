@@ -17,7 +17,12 @@ fn story(device: &Device) {
     let mut block = device.alloc(48 * MIB).unwrap();
     let bytes: Vec<u8> = (0..100_001_u32).map(|at| (at % 251) as u8).collect();
     match block.upload(&bytes) {
-        Ok(()) => assert!(block.read().unwrap().starts_with(&bytes)),
+        Ok(()) => {
+            assert!(block.read().unwrap().starts_with(&bytes));
+            block.upload(&[255; 5]).unwrap();
+            let read = block.read().unwrap();
+            assert_eq!((&read[..5], &read[5..100_001]), (&[255; 5][..], &bytes[5..]), "what is behind stays");
+        }
         Err(error) => assert_eq!((error, device.kind()), (TransferError::NoBytes, &Kind::Simulated)),
     }
     assert_eq!(allocator.stats().live.current, 48 * MIB);
