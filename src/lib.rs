@@ -104,6 +104,8 @@ pub mod trace;
 pub mod units;
 
 pub use allocator::{AllocError, Allocator, Any, Block, Host, Memory, Request, Simulated, Stream, tag};
+#[cfg(feature = "wgpu")]
+pub use native::wgpu;
 pub use policy::{Config, PoolConfig};
 pub use snapshot::OomReport;
 pub use stats::Stats;
