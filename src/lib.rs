@@ -112,6 +112,8 @@ pub mod units;
 pub use allocator::{AllocError, Allocator, Any, Block, Host, Memory, Request, Simulated, Stream, tag};
 pub use device::Device;
 pub use fallback::Fallback;
+#[cfg(feature = "wgpu")]
+pub use native::wgpu;
 pub use policy::{Config, PoolConfig};
 pub use snapshot::OomReport;
 pub use stats::Stats;
