@@ -112,6 +112,8 @@ pub mod units;
 pub use allocator::{AllocError, Allocator, Any, Block, Host, Memory, Request, Simulated, Stream, tag};
 pub use device::Device;
 pub use fallback::Fallback;
+#[cfg(feature = "cuda")]
+pub use native::cuda;
 #[cfg(feature = "wgpu")]
 pub use native::wgpu;
 pub use policy::{Config, PoolConfig};

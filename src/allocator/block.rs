@@ -10,7 +10,7 @@ use super::pool::Grant;
 use super::streams::Stream;
 use super::{Any, Memory};
 use crate::backend::Span;
-use crate::ids::{BlockId, PoolId};
+use crate::ids::{BlockId, PoolId, StreamId};
 
 /// One piece of memory, owned. Dropping it gives it back, at once and without waiting for anything.
 ///
@@ -91,6 +91,20 @@ impl<M: Memory> Block<M> {
     pub fn is<N: Memory>(&self) -> bool {
         let wanted = TypeId::of::<N>();
         wanted == TypeId::of::<Any>() || self.home.as_ref().is_none_or(|home| home.core.kind == wanted)
+    }
+
+    /// As [`Block::used_on`], by the number of a stream of its allocator that has a handle, or is in use on another block.
+    #[allow(dead_code, reason = "used by kinds of memory that features add")]
+    pub(crate) fn used_on_number(&self, stream: StreamId) {
+        if let Some(home) = &self.home {
+            home.core.use_on(home.pool, home.id, stream);
+        }
+    }
+
+    /// The streams that it may be in use on: its own first. None for a block of no bytes.
+    #[allow(dead_code, reason = "used by kinds of memory that features add")]
+    pub(crate) fn streams(&self) -> Vec<StreamId> {
+        self.home.as_ref().map_or(Vec::new(), |home| home.core.streams_of(home.pool, home.id))
     }
 
     /// The same block without the kind of its memory.

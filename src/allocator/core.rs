@@ -23,7 +23,7 @@ use super::ladder;
 use super::pool::{Grant, Need, Pool, State};
 use super::reclaim::Hooks;
 use super::recording::{Numbers, Unpinning};
-use super::streams::Retirement;
+use super::streams::{Handles, Retirement};
 use super::tags::TagId;
 use super::waiting::Waiting;
 use crate::backend::{Backend, BackendError, Capabilities, Span};
@@ -81,6 +81,8 @@ pub(crate) struct Core {
     pub abandoned: Mutex<Vec<StreamId>>,
     /// Streams that are open on the device, besides the default one.
     pub open: Mutex<Vec<StreamId>>,
+    /// Locked before a pool's state, never after.
+    pub handles: Mutex<Handles>,
     /// Open recordings. Locked before a pool's state, never after.
     pub recordings: Mutex<Numbers>,
     /// How many captures are announced, and each one's stream and pool.
@@ -126,6 +128,7 @@ impl Core {
             kind,
             abandoned: Mutex::new(Vec::new()),
             open: Mutex::default(),
+            handles: Mutex::default(),
             recordings: Mutex::default(),
             captured: AtomicU32::new(0),
             captures: Mutex::default(),
@@ -225,6 +228,16 @@ impl Core {
 
     pub(crate) fn use_on(&self, id: PoolId, block: BlockId, stream: StreamId) {
         self.pool(id).state.lock().use_on(block, stream);
+    }
+
+    /// The streams that a live block may be in use on: its own first.
+    #[allow(dead_code, reason = "used by kinds of memory that features add")]
+    pub(crate) fn streams_of(&self, id: PoolId, block: BlockId) -> Vec<StreamId> {
+        let mut guard = self.pool(id).state.lock();
+        let state = &mut *guard;
+        let index = state.heap.live(block);
+        let own = state.heap.note_mut(index).stream();
+        std::iter::once(own).chain(state.users.get(&index).into_iter().flatten().copied()).collect()
     }
 
     /// The span of a live block.

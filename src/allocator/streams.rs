@@ -2,8 +2,8 @@
 //!
 //! Everything here that talks to the driver runs under the slow lock and holds no state lock while it does.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use super::core::{Core, Slow};
@@ -24,10 +24,13 @@ pub struct Stream {
     inner: Arc<Inner>,
 }
 
-struct Inner {
+pub(crate) struct Inner {
     core: Arc<Core>,
     id: StreamId,
 }
+
+/// Streams that have a handle, by number. One whose last handle went is not found any more, although its number may still be taken.
+pub(crate) type Handles = Vec<(StreamId, Weak<Inner>)>;
 
 impl Drop for Inner {
     fn drop(&mut self) {
@@ -374,11 +377,52 @@ impl Core {
             Err(BackendError::Unsupported { .. }) => return Ok(Stream::new(self.clone(), StreamId(0))),
             id => id?,
         };
+        self.with_handle(id, &mut self.handles.lock())
+    }
+
+    fn with_handle(self: &Arc<Self>, id: StreamId, handles: &mut Handles) -> Result<Stream, BackendError> {
         if id.0 >= STREAMS_MAX {
             self.backend.close_stream(id);
             let max = u64::from(STREAMS_MAX);
             return Err(BackendError::TooLarge { call: "open_stream", requested: u64::from(id.0) + 1, max });
         }
-        Ok(Stream::new(self.clone(), id))
+        let stream = Stream::new(self.clone(), id);
+        handles.retain(|(_, handle)| handle.strong_count() > 0);
+        handles.push((id, Arc::downgrade(&stream.inner)));
+        Ok(stream)
+    }
+
+    /// A stream that the user brings: the handle that it has, if it has one, under a number that `is_it` knows it by; else `open` gives
+    /// it a number. One that is being retired gets another number: for the clocks it is another stream, which is safe.
+    #[allow(dead_code, reason = "used by devices with streams of the user's, which a feature adds")]
+    pub(crate) fn adopt_stream(
+        self: &Arc<Self>,
+        is_it: impl Fn(StreamId) -> bool,
+        open: impl FnOnce() -> Result<StreamId, BackendError>,
+    ) -> Result<Stream, BackendError> {
+        if is_it(StreamId(0)) {
+            return Ok(Stream::new(self.clone(), StreamId(0)));
+        }
+        let mut handles = self.handles.lock();
+        match handles.iter().filter(|(id, _)| is_it(*id)).find_map(|(_, handle)| handle.upgrade()) {
+            Some(inner) => Ok(Stream { inner }),
+            None => self.with_handle(open()?, &mut handles),
+        }
+    }
+
+    /// Does `work` with the number of a stream that has a handle and that `is_it` knows; it keeps that number meanwhile.
+    #[allow(dead_code, reason = "used by devices with streams of the user's, which a feature adds")]
+    pub(crate) fn with_stream<R>(
+        &self,
+        is_it: impl Fn(StreamId) -> bool,
+        work: impl FnOnce(StreamId) -> R,
+    ) -> Option<R> {
+        if is_it(StreamId(0)) {
+            return Some(work(StreamId(0)));
+        }
+        let handles = self.handles.lock();
+        let held = handles.iter().filter(|(id, _)| is_it(*id)).find_map(|(_, handle)| handle.upgrade());
+        drop(handles);
+        held.map(|held| work(held.id))
     }
 }

@@ -38,6 +38,8 @@ use std::time::Duration;
 use crate::ids::{EventId, RegionId, StreamId};
 use crate::units::Bytes;
 
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod host;
 pub mod sim;
 #[cfg(feature = "wgpu")]

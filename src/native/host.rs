@@ -28,6 +28,9 @@ pub enum ViewError {
         /// What the type needs.
         align: usize,
     },
+    /// The block has no bytes, and so belongs to nobody.
+    #[error("the block has no bytes")]
+    Empty,
 }
 
 /// The bytes of a block.
@@ -111,6 +114,19 @@ fn view_error<T>(bytes: u64, address: u64, error: PodCastError) -> ViewError {
         }
         _ => ViewError::PartialElement { bytes: bytes as usize, element: size_of::<T>() },
     }
+}
+
+/// How many elements of a type so many bytes at an address are.
+#[allow(dead_code, reason = "used by kinds of memory that features add")]
+pub(super) fn check_view<T>(bytes: u64, address: u64) -> Result<usize, ViewError> {
+    let (bytes, element) = (bytes as usize, size_of::<T>());
+    if element == 0 || !bytes.is_multiple_of(element) {
+        return Err(ViewError::PartialElement { bytes, element });
+    }
+    if !address.is_multiple_of(align_of::<T>() as u64) {
+        return Err(ViewError::Misaligned { address, align: align_of::<T>() });
+    }
+    Ok(bytes / element)
 }
 
 #[cfg(test)]

@@ -1,6 +1,14 @@
 //! Blocks as the owners of each kind of memory use them.
 
+#[cfg(feature = "cuda")]
+pub mod cuda;
+#[cfg(feature = "cuda")]
+mod cudarc;
 mod host;
+#[cfg(feature = "cuda")]
+mod ordering;
+#[cfg(feature = "cuda")]
+mod pinned;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
 

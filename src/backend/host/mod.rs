@@ -19,7 +19,7 @@ mod mmap;
 #[cfg(unix)]
 mod runs;
 mod system;
-mod table;
+pub(in crate::backend) mod table;
 
 pub use limit::default_limit;
 #[cfg(unix)]

@@ -1,4 +1,4 @@
-//! What both host backends keep: their regions by id, each behind its own lock, and events that are done at once.
+//! What backends in this process's own hands keep: their regions by id, each behind its own lock, and events that are done at once.
 //! Knows nothing of memory.
 //!
 //! Invariants: an id is given once; a region that has ended is `None` in its cell, so that a call that found it before
@@ -14,12 +14,16 @@ use crate::backend::{BackendError, Span};
 use crate::ids::{EventId, RegionId};
 
 /// The error for a caller's mistake.
-pub(super) fn contract(call: &'static str, rule: impl Into<String>) -> BackendError {
+pub(in crate::backend) fn contract(call: &'static str, rule: impl Into<String>) -> BackendError {
     BackendError::Contract { call, rule: rule.into() }
 }
 
 /// Refuses a span that is empty or leaves its region of `size` bytes; gives its range of offsets otherwise.
-pub(super) fn range_within(call: &'static str, span: Span, size: u64) -> Result<std::ops::Range<u64>, BackendError> {
+pub(in crate::backend) fn range_within(
+    call: &'static str,
+    span: Span,
+    size: u64,
+) -> Result<std::ops::Range<u64>, BackendError> {
     if span.size == 0 {
         return Err(contract(call, format!("the span at {} of {} is empty", span.offset, span.region)));
     }
@@ -33,7 +37,7 @@ pub(super) fn range_within(call: &'static str, span: Span, size: u64) -> Result<
 }
 
 /// A span cut into parts short enough that nobody waits long for the lock of its region while one is written.
-pub(super) fn pieces(span: Span) -> impl Iterator<Item = Span> {
+pub(in crate::backend) fn pieces(span: Span) -> impl Iterator<Item = Span> {
     const PIECE: u64 = 4 << 20;
     (0..span.size.div_ceil(PIECE)).map(move |at| {
         let skip = at * PIECE;
@@ -45,18 +49,18 @@ type Cell<T> = Arc<Mutex<Option<T>>>;
 
 /// Regions by id.
 #[derive(Debug)]
-pub(super) struct Table<T> {
+pub(in crate::backend) struct Table<T> {
     next: AtomicU32,
     cells: RwLock<BTreeMap<RegionId, Cell<T>>>,
 }
 
 impl<T> Table<T> {
-    pub(super) fn new() -> Self {
+    pub(in crate::backend) fn new() -> Self {
         Table { next: AtomicU32::new(0), cells: RwLock::new(BTreeMap::new()) }
     }
 
     /// Keeps a region and names it. Drops it when the names are used up.
-    pub(super) fn add(&self, call: &'static str, region: T) -> Result<RegionId, BackendError> {
+    pub(in crate::backend) fn add(&self, call: &'static str, region: T) -> Result<RegionId, BackendError> {
         let id = self.next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |next| next.checked_add(1)).map_err(
             |given| BackendError::Driver { call, reason: "every region id has been given".into(), code: given.into() },
         )?;
@@ -65,7 +69,7 @@ impl<T> Table<T> {
     }
 
     /// Does `work` on a region under its lock.
-    pub(super) fn with<R>(
+    pub(in crate::backend) fn with<R>(
         &self,
         call: &'static str,
         id: RegionId,
@@ -77,8 +81,8 @@ impl<T> Table<T> {
     }
 
     /// Does `work` on the one or two regions under their locks, taken in the order of their ids.
-    #[cfg(unix)]
-    pub(super) fn with_pair<R>(
+    #[cfg(any(unix, feature = "cuda"))]
+    pub(in crate::backend) fn with_pair<R>(
         &self,
         call: &'static str,
         from: RegionId,
@@ -103,7 +107,7 @@ impl<T> Table<T> {
     }
 
     /// Ends a region unless `work` refuses.
-    pub(super) fn end(
+    pub(in crate::backend) fn end(
         &self,
         call: &'static str,
         id: RegionId,
@@ -128,21 +132,21 @@ fn unknown(call: &'static str, id: RegionId) -> BackendError {
 }
 
 /// The source and the target of a move, which may be one region.
-#[cfg(unix)]
-pub(super) enum Pair<'a, T> {
+#[cfg(any(unix, feature = "cuda"))]
+pub(in crate::backend) enum Pair<'a, T> {
     One(&'a mut T),
     Two(&'a mut T, &'a mut T),
 }
 
-#[cfg(unix)]
+#[cfg(any(unix, feature = "cuda"))]
 impl<T> Pair<'_, T> {
-    pub(super) fn from(&mut self) -> &mut T {
+    pub(in crate::backend) fn from(&mut self) -> &mut T {
         match self {
             Pair::One(region) | Pair::Two(region, _) => region,
         }
     }
 
-    pub(super) fn to(&mut self) -> &mut T {
+    pub(in crate::backend) fn to(&mut self) -> &mut T {
         match self {
             Pair::One(region) | Pair::Two(_, region) => region,
         }
@@ -151,19 +155,19 @@ impl<T> Pair<'_, T> {
 
 /// Events of a backend whose work is done when the call returns: numbers that were given are done.
 #[derive(Debug)]
-pub(super) struct Events(AtomicU64);
+pub(in crate::backend) struct Events(AtomicU64);
 
 impl Events {
-    pub(super) fn new() -> Self {
+    pub(in crate::backend) fn new() -> Self {
         Events(AtomicU64::new(0))
     }
 
-    pub(super) fn record(&self) -> EventId {
+    pub(in crate::backend) fn record(&self) -> EventId {
         EventId(self.0.fetch_add(1, Ordering::Relaxed))
     }
 
     /// `true`, or an error for an event that was never recorded.
-    pub(super) fn done(&self, call: &'static str, event: EventId) -> Result<bool, BackendError> {
+    pub(in crate::backend) fn done(&self, call: &'static str, event: EventId) -> Result<bool, BackendError> {
         if event.0 < self.0.load(Ordering::Relaxed) {
             Ok(true)
         } else {

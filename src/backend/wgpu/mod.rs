@@ -279,7 +279,7 @@ impl Wgpu {
             let mut encoder = driver.device.create_command_encoder(&Default::default());
             work(&mut encoder)?;
             driver.queue.submit([encoder.finish()]);
-            Ok(())
+            Ok::<_, BackendError>(())
         })??;
         driver.present()
     }

@@ -1,0 +1,617 @@
+//! The CUDA driver: its library, the functions of it that are used here, and thin wrappers that answer [`BackendError`].
+//!
+//! The functions are resolved here and not called through `cudarc`: a missing one is an error instead of a panic, a result code that
+//! the bindings do not know is a number instead of an impossible value of an enum, and nothing depends on how `cudarc` finds the driver
+//! or for which version of it it was built. Layouts of structures are the driver's, the same in all versions since 11.2.
+//!
+//! Knows no regions, pages or streams of ours.
+//!
+//! Invariants: the library stays loaded for ever; events and handles come from the driver and are given back to it by value, once.
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::marker::PhantomData;
+use std::ptr::null_mut;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use cudarc::driver::{CudaContext, CudaStream, DriverError, sys};
+use libloading::Library;
+
+use super::probe::CudaUnavailable;
+use crate::backend::{BackendError, Budget};
+
+/// What the driver calls success.
+const SUCCESS: c_int = 0;
+const OUT_OF_MEMORY: c_int = 2;
+const NO_DEVICE: c_int = 100;
+const NOT_READY: c_int = 600;
+/// The default stream was asked about while another stream, which it would wait for, is being captured.
+const CAPTURE_IMPLICIT: c_int = 906;
+/// Results after which every later call fails too: the driver is closing down, the context is gone, or a kernel broke it.
+const LOST: &[c_int] = &[3, 4, 46, 201, 214, 220, 226, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721, 810, 911];
+/// `CU_STREAM_CAPTURE_MODE_RELAXED`: calls that a capture would forbid are allowed on this thread.
+const RELAXED: c_int = 2;
+const DISABLE_TIMING: c_uint = 2;
+const DEVICE: c_int = 1;
+const READ_WRITE: c_int = 3;
+const PINNED: c_int = 1;
+const POSIX_FILE_DESCRIPTOR: c_int = 1;
+/// The oldest driver that has everything used here: 11.4, as the oldest bindings.
+pub(super) const VERSION_NEEDED: i32 = 11_040;
+
+/// Attributes of devices that are asked for.
+#[derive(Clone, Copy)]
+#[repr(i32)]
+pub(super) enum Attribute {
+    CapabilityMajor = 75,
+    CapabilityMinor = 76,
+    VirtualMemory = 102,
+    PosixHandles = 103,
+    DirectRdma = 110,
+    MemoryPools = 115,
+}
+
+/// Where memory lies: `CUmemLocation`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Location {
+    kind: c_int,
+    id: c_int,
+}
+
+/// `CUmemAllocationProp`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct PageKind {
+    kind: c_int,
+    handle_types: c_int,
+    location: Location,
+    windows_meta: usize,
+    compression: u8,
+    rdma: u8,
+    usage: u16,
+    reserved: [u8; 4],
+}
+
+/// `CUmemAccessDesc`: who may read and write.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct Access {
+    location: Location,
+    flags: c_int,
+}
+
+const _: () = assert!(size_of::<PageKind>() == size_of::<sys::CUmemAllocationProp>());
+const _: () = assert!(size_of::<Access>() == size_of::<sys::CUmemAccessDesc>());
+
+impl Access {
+    pub(super) fn of(device: i32) -> Access {
+        Access { location: Location { kind: DEVICE, id: device }, flags: READ_WRITE }
+    }
+}
+
+impl PageKind {
+    /// Physical memory of a device.
+    pub(super) fn of(device: i32, exportable: bool, rdma: bool) -> PageKind {
+        PageKind {
+            kind: PINNED,
+            handle_types: if exportable { POSIX_FILE_DESCRIPTOR } else { 0 },
+            location: Location { kind: DEVICE, id: device },
+            windows_meta: 0,
+            compression: 0,
+            rdma: rdma.into(),
+            usage: 0,
+            reserved: [0; 4],
+        }
+    }
+}
+
+/// How page-locked memory is made.
+#[derive(Clone, Copy)]
+#[repr(u32)]
+pub(super) enum HostFlags {
+    /// For all contexts.
+    Portable = 1,
+    /// And written by the CPU past its caches: fast to send, very slow to read.
+    WriteCombined = 1 | 4,
+}
+
+/// What memory is filled with.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Element {
+    One(u8),
+    Two(u16),
+    Four(u32),
+}
+
+/// A page of physical memory. Whoever has it gives it back with [`Current::release_page`].
+#[derive(Debug)]
+pub(super) struct PhysicalPage(u64);
+
+/// An event. Whoever has it gives it back with [`Current::destroy_event`].
+#[derive(Debug)]
+pub(super) struct Event(usize);
+
+/// Page-locked memory of the host. Whoever has it gives it back with [`Current::free_host`].
+#[derive(Debug)]
+pub(super) struct HostMemory {
+    address: usize,
+    size: usize,
+}
+
+impl HostMemory {
+    pub(super) fn address(&self) -> u64 {
+        self.address as u64
+    }
+
+    /// Sets bytes from `offset` on to 0.
+    ///
+    /// # Panics
+    /// When they do not lie in it.
+    pub(super) fn zero(&mut self, offset: u64, size: u64) {
+        assert!(offset.checked_add(size).is_some_and(|end| end <= self.size as u64), "within the memory");
+        let start = std::ptr::with_exposed_provenance_mut::<u8>(self.address + offset as usize);
+        // SAFETY: the driver gave `self.size` writable bytes at this address, which are freed only when this value is gone, and the
+        // range lies within them; any byte may be zero. That nobody else uses them now is the promise of the backend's caller.
+        unsafe { start.write_bytes(0, size as usize) }
+    }
+}
+
+macro_rules! functions {
+    ($($name:ident($($argument:ty),*);)*) => {
+        /// The functions, by the names that the driver gives them.
+        #[allow(non_snake_case)]
+        pub(super) struct Driver {
+            $($name: unsafe extern "system" fn($($argument),*) -> c_int,)*
+        }
+
+        impl Driver {
+            #[allow(non_snake_case)]
+            fn resolve(library: &Library) -> Result<Driver, CudaUnavailable> {
+                $(
+                    // SAFETY: the driver exports this name with this signature, in every version that is accepted; the pointer
+                    // stays valid because the library is never unloaded.
+                    let $name = *unsafe { library.get(stringify!($name).as_bytes()) }
+                        .map_err(|_| CudaUnavailable::MissingSymbol { name: stringify!($name) })?;
+                )*
+                Ok(Driver { $($name),* })
+            }
+        }
+    };
+}
+
+functions! {
+    cuInit(c_uint);
+    cuGetErrorName(c_int, *mut *const c_char);
+    cuDeviceGetCount(*mut c_int);
+    cuDeviceGet(*mut c_int, c_int);
+    cuDeviceGetName(*mut c_char, c_int, c_int);
+    cuDeviceTotalMem_v2(*mut usize, c_int);
+    cuDeviceGetAttribute(*mut c_int, c_int, c_int);
+    cuDeviceCanAccessPeer(*mut c_int, c_int, c_int);
+    cuCtxGetCurrent(*mut usize);
+    cuCtxSetCurrent(usize);
+    cuThreadExchangeStreamCaptureMode(*mut c_int);
+    cuMemGetInfo_v2(*mut usize, *mut usize);
+    cuMemAlloc_v2(*mut u64, usize);
+    cuMemFree_v2(u64);
+    cuMemHostAlloc(*mut *mut c_void, usize, c_uint);
+    cuMemFreeHost(*mut c_void);
+    cuMemGetAllocationGranularity(*mut usize, *const PageKind, c_int);
+    cuMemAddressReserve(*mut u64, usize, usize, u64, u64);
+    cuMemAddressFree(u64, usize);
+    cuMemCreate(*mut u64, usize, *const PageKind, u64);
+    cuMemRelease(u64);
+    cuMemMap(u64, usize, usize, u64, u64);
+    cuMemUnmap(u64, usize);
+    cuMemSetAccess(u64, usize, *const Access, usize);
+    cuMemsetD8Async(u64, u8, usize, usize);
+    cuMemsetD16Async(u64, u16, usize, usize);
+    cuMemsetD32Async(u64, u32, usize, usize);
+    cuStreamQuery(usize);
+    cuStreamIsCapturing(usize, *mut c_int);
+    cuStreamWaitEvent(usize, usize, c_uint);
+    cuEventCreate(*mut usize, c_uint);
+    cuEventDestroy_v2(usize);
+    cuEventRecord(usize, usize);
+    cuEventQuery(usize);
+    cuEventSynchronize(usize);
+}
+
+/// What `cudarc` calls for a context, a stream and its end: a library without them is of no use either.
+const CALLED_BY_CUDARC: &[&str] = &[
+    "cuDevicePrimaryCtxRetain",
+    "cuDevicePrimaryCtxRelease_v2",
+    "cuGetErrorString",
+    "cuStreamCreate",
+    "cuStreamDestroy_v2",
+    "cuStreamSynchronize",
+];
+
+impl Driver {
+    /// Loads the driver from the first of these names that is there, and makes it ready.
+    pub(super) fn load(names: Vec<String>) -> Result<(Driver, i32), CudaUnavailable> {
+        // SAFETY: running the initialisers of the system's CUDA driver is what loading it is for.
+        let Some(library) = names.iter().find_map(|name| unsafe { Library::new(name) }.ok()) else {
+            return Err(CudaUnavailable::NoLibrary { tried: names });
+        };
+        // Function pointers and threads of the driver live on, so the library does.
+        let library: &'static Library = Box::leak(Box::new(library));
+        let version = version_of(library)?;
+        if version < VERSION_NEEDED {
+            return Err(CudaUnavailable::DriverTooOld { version, needed: VERSION_NEEDED });
+        }
+        let driver = Driver::resolve(library)?;
+        for name in CALLED_BY_CUDARC {
+            // SAFETY: the pointer is only looked for, never called.
+            let found = unsafe { library.get::<unsafe extern "system" fn()>(name.as_bytes()) };
+            found.map_err(|_| CudaUnavailable::MissingSymbol { name })?;
+        }
+        // SAFETY: any thread may initialise the driver at any time; 0 is the only flag.
+        match unsafe { (driver.cuInit)(0) } {
+            SUCCESS => Ok((driver, version)),
+            NO_DEVICE => Err(CudaUnavailable::NoDevice),
+            code => Err(CudaUnavailable::Init { code, name: driver.name(code) }),
+        }
+    }
+
+    /// The driver's name for a result.
+    pub(super) fn name(&self, code: c_int) -> String {
+        let mut name = std::ptr::null();
+        // SAFETY: `name` may be written.
+        let found = unsafe { (self.cuGetErrorName)(code, &mut name) };
+        if found == SUCCESS && !name.is_null() {
+            // SAFETY: the driver answers a string that ends with 0 and lives as long as it does.
+            return unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned();
+        }
+        // What a driver that never came up cannot name itself.
+        match code {
+            34 => "CUDA_ERROR_STUB_LIBRARY".into(),
+            803 => "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH".into(),
+            999 => "CUDA_ERROR_UNKNOWN".into(),
+            code => format!("CUDA error {code}"),
+        }
+    }
+
+    fn check(&self, call: &'static str, requested: u64, code: c_int) -> Result<(), BackendError> {
+        match code {
+            SUCCESS => Ok(()),
+            OUT_OF_MEMORY => Err(BackendError::OutOfMemory { call, requested }),
+            code if LOST.contains(&code) => {
+                Err(BackendError::Lost { reason: format!("{call} answered {} ({code})", self.name(code)) })
+            }
+            code => Err(BackendError::Driver { call, reason: self.name(code), code: code.into() }),
+        }
+    }
+
+    pub(super) fn device_count(&self) -> Result<i32, BackendError> {
+        let mut count = 0;
+        // SAFETY: `count` may be written.
+        let code = unsafe { (self.cuDeviceGetCount)(&mut count) };
+        self.check("cuDeviceGetCount", 0, code).map(|()| count)
+    }
+
+    pub(super) fn device(&self, ordinal: usize) -> Result<i32, BackendError> {
+        let mut device = 0;
+        let ordinal = c_int::try_from(ordinal).unwrap_or(c_int::MAX);
+        // SAFETY: `device` may be written.
+        let code = unsafe { (self.cuDeviceGet)(&mut device, ordinal) };
+        self.check("cuDeviceGet", 0, code).map(|()| device)
+    }
+
+    pub(super) fn device_name(&self, device: i32) -> Result<String, BackendError> {
+        let mut name = [0_u8; 256];
+        // SAFETY: one byte less than the buffer has may be written, so that it ends with 0.
+        let code = unsafe { (self.cuDeviceGetName)(name.as_mut_ptr().cast(), name.len() as c_int - 1, device) };
+        self.check("cuDeviceGetName", 0, code)?;
+        Ok(CStr::from_bytes_until_nul(&name).unwrap_or_default().to_string_lossy().into_owned())
+    }
+
+    pub(super) fn device_memory(&self, device: i32) -> Result<u64, BackendError> {
+        let mut bytes = 0;
+        // SAFETY: `bytes` may be written.
+        let code = unsafe { (self.cuDeviceTotalMem_v2)(&mut bytes, device) };
+        self.check("cuDeviceTotalMem", 0, code).map(|()| bytes as u64)
+    }
+
+    pub(super) fn attribute(&self, device: i32, attribute: Attribute) -> Result<i32, BackendError> {
+        let mut value = 0;
+        // SAFETY: `value` may be written.
+        let code = unsafe { (self.cuDeviceGetAttribute)(&mut value, attribute as c_int, device) };
+        self.check("cuDeviceGetAttribute", 0, code).map(|()| value)
+    }
+
+    /// Whether `device` can be given access to the memory of `owner`.
+    pub(super) fn can_access(&self, device: i32, owner: i32) -> Result<bool, BackendError> {
+        let mut can = 0;
+        // SAFETY: `can` may be written.
+        let code = unsafe { (self.cuDeviceCanAccessPeer)(&mut can, device, owner) };
+        self.check("cuDeviceCanAccessPeer", 0, code).map(|()| can != 0)
+    }
+}
+
+fn version_of(library: &Library) -> Result<i32, CudaUnavailable> {
+    let name = "cuDriverGetVersion";
+    // SAFETY: the driver exports this name with this signature.
+    let function = unsafe { library.get::<unsafe extern "system" fn(*mut c_int) -> c_int>(name.as_bytes()) };
+    let function = function.map_err(|_| CudaUnavailable::MissingSymbol { name })?;
+    let mut version = 0;
+    // SAFETY: it may be called before the driver is initialised, and `version` may be written.
+    match unsafe { function(&mut version) } {
+        SUCCESS => Ok(version),
+        code => Err(CudaUnavailable::Init { code, name: name.into() }),
+    }
+}
+
+/// A context of the user's on a device, and the driver.
+pub(super) struct Device {
+    driver: Arc<Driver>,
+    context: Arc<CudaContext>,
+    /// Set when the device is lost, or must not be touched any more: every call fails from then on.
+    lost: AtomicBool,
+}
+
+impl Device {
+    pub(super) fn new(driver: Arc<Driver>, context: Arc<CudaContext>) -> Device {
+        Device { driver, context, lost: AtomicBool::new(false) }
+    }
+
+    pub(super) fn driver(&self) -> &Driver {
+        &self.driver
+    }
+
+    pub(super) fn context(&self) -> &Arc<CudaContext> {
+        &self.context
+    }
+
+    /// Its number in the driver.
+    pub(super) fn number(&self) -> i32 {
+        self.context.cu_device()
+    }
+
+    /// No call reaches the device any more; what it holds stays until the process ends.
+    pub(super) fn give_up(&self) {
+        self.lost.store(true, Relaxed);
+    }
+
+    /// Makes the context current on this thread, and calls that a capture would forbid allowed, until the guard is dropped.
+    pub(super) fn enter(&self) -> Result<Current<'_>, BackendError> {
+        if self.lost.load(Relaxed) {
+            return Err(BackendError::Lost { reason: "an earlier call found it lost".into() });
+        }
+        let mut current = Current { device: self, context: None, mode: None, on_this_thread: PhantomData };
+        let ours = self.context.cu_ctx() as usize;
+        let mut was = 0;
+        // SAFETY: `was` may be written.
+        current.check("cuCtxGetCurrent", 0, unsafe { (self.driver.cuCtxGetCurrent)(&mut was) })?;
+        if was != ours {
+            // SAFETY: the context lives as long as the `CudaContext` that is held here.
+            current.check("cuCtxSetCurrent", 0, unsafe { (self.driver.cuCtxSetCurrent)(ours) })?;
+            current.context = Some(was);
+        }
+        let mut mode = RELAXED;
+        // SAFETY: the mode is read and the old one written.
+        let code = unsafe { (self.driver.cuThreadExchangeStreamCaptureMode)(&mut mode) };
+        current.check("cuThreadExchangeStreamCaptureMode", 0, code)?;
+        current.mode = Some(mode);
+        Ok(current)
+    }
+
+    /// A new stream of `cudarc`'s making, so that its own bookkeeping knows of it. An error that somebody else left with the context
+    /// stays there for them.
+    pub(super) fn open_stream(&self) -> Result<Arc<CudaStream>, BackendError> {
+        let current = self.enter()?;
+        let foreign = self.context.check_err();
+        let opened = self.context.new_stream();
+        self.context.record_err(foreign);
+        opened.map_err(|error| current.error("cuStreamCreate", error))
+    }
+}
+
+/// The time during which a device's context is current on this thread.
+pub(super) struct Current<'a> {
+    device: &'a Device,
+    /// What was current before, when that was another.
+    context: Option<usize>,
+    /// The thread's capture mode before.
+    mode: Option<c_int>,
+    on_this_thread: PhantomData<*const ()>,
+}
+
+impl Drop for Current<'_> {
+    fn drop(&mut self) {
+        if let Some(mut mode) = self.mode {
+            // SAFETY: the mode is what the driver said before. A driver that fails now fails at the next call too.
+            let _ = unsafe { (self.device.driver.cuThreadExchangeStreamCaptureMode)(&mut mode) };
+        }
+        if let Some(context) = self.context {
+            // SAFETY: this context was current on this thread when the guard was made.
+            let _ = unsafe { (self.device.driver.cuCtxSetCurrent)(context) };
+        }
+    }
+}
+
+/// A stream's handle, valid as long as the stream is borrowed.
+fn handle(stream: &CudaStream) -> usize {
+    stream.cu_stream() as usize
+}
+
+fn size(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
+}
+
+/// The calls. Addresses are the caller's duty: only what the driver gave it, and only while it holds that.
+impl Current<'_> {
+    fn check(&self, call: &'static str, requested: u64, code: c_int) -> Result<(), BackendError> {
+        self.device.driver.check(call, requested, code).inspect_err(|error| {
+            if matches!(error, BackendError::Lost { .. }) {
+                self.device.give_up();
+            }
+        })
+    }
+
+    /// What `cudarc` met.
+    pub(super) fn error(&self, call: &'static str, error: DriverError) -> BackendError {
+        let unknown = BackendError::Driver { call, reason: "nothing".into(), code: 0 };
+        self.check(call, 0, error.0 as c_int).err().unwrap_or(unknown)
+    }
+
+    pub(super) fn budget(&self) -> Result<Budget, BackendError> {
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: both may be written.
+        let code = unsafe { (self.device.driver.cuMemGetInfo_v2)(&mut free, &mut total) };
+        self.check("cuMemGetInfo", 0, code).map(|()| Budget { total: total as u64, free: free as u64 })
+    }
+
+    pub(super) fn allocate(&self, bytes: u64) -> Result<u64, BackendError> {
+        let mut address = 0;
+        // SAFETY: `address` may be written.
+        let code = unsafe { (self.device.driver.cuMemAlloc_v2)(&mut address, size(bytes)) };
+        self.check("cuMemAlloc", bytes, code).map(|()| address)
+    }
+
+    pub(super) fn free(&self, address: u64) -> Result<(), BackendError> {
+        // SAFETY: the address came from `allocate` and is freed once.
+        self.check("cuMemFree", 0, unsafe { (self.device.driver.cuMemFree_v2)(address) })
+    }
+
+    pub(super) fn allocate_host(&self, bytes: u64, flags: HostFlags) -> Result<HostMemory, BackendError> {
+        let mut pointer = null_mut();
+        // SAFETY: `pointer` may be written.
+        let code = unsafe { (self.device.driver.cuMemHostAlloc)(&mut pointer, size(bytes), flags as c_uint) };
+        self.check("cuMemHostAlloc", bytes, code)?;
+        Ok(HostMemory { address: pointer.expose_provenance(), size: size(bytes) })
+    }
+
+    /// Gives host memory back. Answers it where the driver does not take it.
+    pub(super) fn free_host(&self, memory: HostMemory) -> Result<(), (HostMemory, BackendError)> {
+        let pointer = std::ptr::with_exposed_provenance_mut(memory.address);
+        // SAFETY: the memory came from `allocate_host` and is freed once.
+        let freed = self.check("cuMemFreeHost", 0, unsafe { (self.device.driver.cuMemFreeHost)(pointer) });
+        freed.map_err(|error| (memory, error))
+    }
+
+    /// What the size of a page must be a multiple of.
+    pub(super) fn granularity(&self, kind: &PageKind) -> Result<u64, BackendError> {
+        let mut bytes = 0;
+        // SAFETY: `bytes` may be written, `kind` read; 0 asks for the least.
+        let code = unsafe { (self.device.driver.cuMemGetAllocationGranularity)(&mut bytes, kind, 0) };
+        self.check("cuMemGetAllocationGranularity", 0, code).map(|()| bytes as u64)
+    }
+
+    pub(super) fn reserve(&self, bytes: u64, align: u64) -> Result<u64, BackendError> {
+        let mut address = 0;
+        // SAFETY: `address` may be written.
+        let code = unsafe { (self.device.driver.cuMemAddressReserve)(&mut address, size(bytes), size(align), 0, 0) };
+        self.check("cuMemAddressReserve", bytes, code).map(|()| address)
+    }
+
+    pub(super) fn unreserve(&self, address: u64, bytes: u64) -> Result<(), BackendError> {
+        // SAFETY: the range came from `reserve` as a whole and holds no mapping.
+        self.check("cuMemAddressFree", bytes, unsafe { (self.device.driver.cuMemAddressFree)(address, size(bytes)) })
+    }
+
+    pub(super) fn create_page(&self, bytes: u64, kind: &PageKind) -> Result<PhysicalPage, BackendError> {
+        let mut page = 0;
+        // SAFETY: `page` may be written, `kind` read.
+        let code = unsafe { (self.device.driver.cuMemCreate)(&mut page, size(bytes), kind, 0) };
+        self.check("cuMemCreate", bytes, code).map(|()| PhysicalPage(page))
+    }
+
+    /// Gives a page back to the device. Answers the page where the driver does not take it.
+    pub(super) fn release_page(&self, page: PhysicalPage) -> Result<(), PhysicalPage> {
+        // SAFETY: the page came from `create_page` and is released once.
+        self.check("cuMemRelease", 0, unsafe { (self.device.driver.cuMemRelease)(page.0) }).map_err(|_| page)
+    }
+
+    pub(super) fn map(&self, address: u64, bytes: u64, page: &PhysicalPage) -> Result<(), BackendError> {
+        // SAFETY: the range is reserved and nothing is mapped there; the page is not released.
+        let code = unsafe { (self.device.driver.cuMemMap)(address, size(bytes), 0, page.0, 0) };
+        self.check("cuMemMap", bytes, code)
+    }
+
+    pub(super) fn unmap(&self, address: u64, bytes: u64) -> Result<(), BackendError> {
+        // SAFETY: the range is one mapping, and no work touches it.
+        self.check("cuMemUnmap", bytes, unsafe { (self.device.driver.cuMemUnmap)(address, size(bytes)) })
+    }
+
+    pub(super) fn set_access(&self, address: u64, bytes: u64, who: &[Access]) -> Result<(), BackendError> {
+        // SAFETY: the whole range is mapped; so many descriptions are read.
+        let code = unsafe { (self.device.driver.cuMemSetAccess)(address, size(bytes), who.as_ptr(), who.len()) };
+        self.check("cuMemSetAccess", bytes, code)
+    }
+
+    pub(super) fn fill(
+        &self,
+        address: u64,
+        value: Element,
+        count: u64,
+        stream: &CudaStream,
+    ) -> Result<(), BackendError> {
+        let (driver, stream, count) = (&self.device.driver, handle(stream), size(count));
+        let code = match value {
+            // SAFETY: so many bytes from the address on are the caller's, as for the two below.
+            Element::One(value) => unsafe { (driver.cuMemsetD8Async)(address, value, count, stream) },
+            // SAFETY: as above.
+            Element::Two(value) => unsafe { (driver.cuMemsetD16Async)(address, value, count, stream) },
+            // SAFETY: as above.
+            Element::Four(value) => unsafe { (driver.cuMemsetD32Async)(address, value, count, stream) },
+        };
+        self.check("cuMemsetAsync", 0, code)
+    }
+
+    /// Whether what the stream is given now is captured instead of run, or may not be run because of another stream's capture.
+    pub(super) fn is_capturing(&self, stream: &CudaStream) -> Result<bool, BackendError> {
+        let mut status = 0;
+        // SAFETY: `status` may be written; the stream lives.
+        let code = unsafe { (self.device.driver.cuStreamIsCapturing)(handle(stream), &mut status) };
+        if code == CAPTURE_IMPLICIT {
+            return Ok(true);
+        }
+        self.check("cuStreamIsCapturing", 0, code).map(|()| status != 0)
+    }
+
+    /// Whether all that the stream was given is complete. Not to be asked during a capture.
+    pub(super) fn is_idle(&self, stream: &CudaStream) -> Result<bool, BackendError> {
+        // SAFETY: the stream lives.
+        self.ready("cuStreamQuery", unsafe { (self.device.driver.cuStreamQuery)(handle(stream)) })
+    }
+
+    fn ready(&self, call: &'static str, code: c_int) -> Result<bool, BackendError> {
+        if code == NOT_READY { Ok(false) } else { self.check(call, 0, code).map(|()| true) }
+    }
+
+    pub(super) fn create_event(&self) -> Result<Event, BackendError> {
+        let mut event = 0;
+        // SAFETY: `event` may be written.
+        let code = unsafe { (self.device.driver.cuEventCreate)(&mut event, DISABLE_TIMING) };
+        self.check("cuEventCreate", 0, code).map(|()| Event(event))
+    }
+
+    pub(super) fn destroy_event(&self, event: Event) -> Result<(), BackendError> {
+        // SAFETY: the event came from `create_event` and is destroyed once.
+        self.check("cuEventDestroy", 0, unsafe { (self.device.driver.cuEventDestroy_v2)(event.0) })
+    }
+
+    pub(super) fn record(&self, event: &Event, stream: &CudaStream) -> Result<(), BackendError> {
+        // SAFETY: event and stream live.
+        self.check("cuEventRecord", 0, unsafe { (self.device.driver.cuEventRecord)(event.0, handle(stream)) })
+    }
+
+    pub(super) fn wait(&self, stream: &CudaStream, event: &Event) -> Result<(), BackendError> {
+        // SAFETY: event and stream live; 0 is the only flag.
+        let code = unsafe { (self.device.driver.cuStreamWaitEvent)(handle(stream), event.0, 0) };
+        self.check("cuStreamWaitEvent", 0, code)
+    }
+
+    pub(super) fn is_done(&self, event: &Event) -> Result<bool, BackendError> {
+        // SAFETY: the event lives.
+        self.ready("cuEventQuery", unsafe { (self.device.driver.cuEventQuery)(event.0) })
+    }
+
+    pub(super) fn synchronize(&self, event: &Event) -> Result<(), BackendError> {
+        // SAFETY: the event lives.
+        self.check("cuEventSynchronize", 0, unsafe { (self.device.driver.cuEventSynchronize)(event.0) })
+    }
+}
