@@ -3,8 +3,6 @@
 //! Knows how each is opened and described, and nothing of what is done with its memory; what a kind of device needs of a feature
 //! is in the file of that feature. Opening never panics: what is not there is an [`Unavailable`] with its reason.
 
-#![forbid(unsafe_code)]
-
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -15,9 +13,16 @@ use crate::backend::sim::{Sim, SimConfig};
 use crate::policy::Config;
 
 mod absent;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod transfer;
+#[cfg(feature = "wgpu")]
+mod wgpu;
 
-use absent::{cuda, wgpu};
+#[cfg(not(feature = "cuda"))]
+use absent::cuda;
+#[cfg(not(feature = "wgpu"))]
+use absent::wgpu;
 
 pub use transfer::TransferError;
 

@@ -30,10 +30,11 @@ pub enum TransferError {
 }
 
 impl Block<Any> {
-    /// Copies `bytes` to the start of the block, after the work of the device's default stream, and waits until they are there.
+    /// Copies `bytes` to the start of the block, after all that the streams it is in use on were given until now, and waits until
+    /// they are there.
     ///
     /// # Errors
-    /// More bytes than the block has; memory that holds none; what the driver says.
+    /// More bytes than the block has; memory that holds none; work that is not complete in time; what the driver says.
     pub fn upload(&mut self, bytes: &[u8]) -> Result<(), TransferError> {
         if bytes.len() as u64 > self.len() {
             return Err(TransferError::TooLong { bytes: bytes.len() as u64, block: self.len() });
@@ -41,6 +42,7 @@ impl Block<Any> {
         if bytes.is_empty() {
             return Ok(());
         }
+        self.settle()?;
         if let Some(view) = self.host_bytes_mut() {
             view[..bytes.len()].copy_from_slice(bytes);
             return Ok(());
@@ -48,14 +50,29 @@ impl Block<Any> {
         cuda::upload(self, bytes).or_else(|| wgpu::upload(self, bytes)).unwrap_or(Err(TransferError::NoBytes))
     }
 
-    /// The block's bytes, after the work of the device's default stream, which is waited for.
+    /// The block's bytes, after all that the streams it is in use on were given until now, which is waited for.
     ///
     /// # Errors
-    /// Memory that holds no bytes; what the driver says.
+    /// As [`Block::upload`].
     pub fn read(&self) -> Result<Vec<u8>, TransferError> {
+        self.settle()?;
         if let Some(view) = self.host_bytes() {
             return Ok(view.to_vec());
         }
         cuda::read(self).or_else(|| wgpu::read(self)).unwrap_or(Err(TransferError::NoBytes))
+    }
+
+    fn settle(&self) -> Result<(), TransferError> {
+        let Some(core) = self.core() else { return Ok(()) };
+        let patience = core.config.read().wait_max;
+        for stream in self.streams() {
+            let event = core.backend.record(stream)?;
+            let is_done = core.backend.host_wait(event, Some(patience));
+            core.backend.forget(event);
+            if !is_done? {
+                return Err(TransferError::TimedOut);
+            }
+        }
+        Ok(())
     }
 }

@@ -36,8 +36,9 @@ pub enum ViewError {
 /// The bytes of a block.
 ///
 /// # Safety
-/// The block is of [`Host`] memory, or of no bytes.
-unsafe fn bytes<M: Memory>(block: &Block<M>) -> &[u8] {
+/// The block is of memory that its backend gave as the host's, as [`Host`] memory is, which no device writes to while the view
+/// lives; or of no bytes.
+pub(crate) unsafe fn bytes<M: Memory>(block: &Block<M>) -> &[u8] {
     let pointer = std::ptr::with_exposed_provenance::<u8>(block.address() as usize);
     // SAFETY: a host block's address is the start of `len` bytes that its backend mapped readable and writable and exposed,
     // initialised, owned by this block alone while it lives (the heap gives no byte twice); an empty block's address is not
@@ -48,8 +49,8 @@ unsafe fn bytes<M: Memory>(block: &Block<M>) -> &[u8] {
 /// The bytes of a block, to change.
 ///
 /// # Safety
-/// As for [`bytes`].
-unsafe fn bytes_mut<M: Memory>(block: &mut Block<M>) -> &mut [u8] {
+/// As for [`bytes`]; no device reads it either.
+pub(crate) unsafe fn bytes_mut<M: Memory>(block: &mut Block<M>) -> &mut [u8] {
     let pointer = std::ptr::with_exposed_provenance_mut::<u8>(block.address() as usize);
     // SAFETY: as in `bytes`; the exclusive borrow makes this the only view.
     unsafe { std::slice::from_raw_parts_mut(pointer, block.len() as usize) }

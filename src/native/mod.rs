@@ -13,3 +13,5 @@ mod pinned;
 pub mod wgpu;
 
 pub use host::ViewError;
+#[cfg(feature = "cuda")]
+pub(crate) use host::{bytes, bytes_mut};
