@@ -1,48 +1,14 @@
 //! Devices chosen at run time: the same story on each kind that this machine has, a reason for each that it has not, and never a
 //! panic over either.
 
+#[path = "device/story.rs"]
+mod story;
+
 use larder::backend::sim::{SimConfig, SimMemory};
 use larder::device::{Kind, TransferError, Unavailable};
-use larder::pressure::Level;
 use larder::units::{GIB, MIB};
 use larder::{AllocError, Allocator, Config, Device, Host, Simulated};
-
-fn small() -> Config {
-    Config::default().limit(64 * MIB)
-}
-
-/// Blocks, bytes there and back, accounting, pressure, a limit, a snapshot.
-fn story(device: &Device) {
-    let allocator = device.allocator();
-    let mut block = device.alloc(48 * MIB).unwrap();
-    let bytes: Vec<u8> = (0..100_001_u32).map(|at| (at % 251) as u8).collect();
-    match block.upload(&bytes) {
-        Ok(()) => {
-            assert!(block.read().unwrap().starts_with(&bytes));
-            block.upload(&[255; 5]).unwrap();
-            let read = block.read().unwrap();
-            assert_eq!((&read[..5], &read[5..100_001]), (&[255; 5][..], &bytes[5..]), "what is behind stays");
-        }
-        Err(error) => assert_eq!((error, device.kind()), (TransferError::NoBytes, &Kind::Simulated)),
-    }
-    assert_eq!(allocator.stats().live.current, 48 * MIB);
-    assert!(allocator.pressure().level() >= Level::Medium, "{:?}", allocator.pressure());
-    let error = device.alloc(40 * MIB).unwrap_err();
-    assert_eq!(error.report().unwrap().limit, Some(64 * MIB), "{error}");
-    let snapshot = allocator.snapshot();
-    assert_eq!((snapshot.stats.live.current, snapshot.backend.as_str()), (48 * MIB, device.offer().backend));
-    drop(block);
-    let again = device.alloc(48 * MIB).unwrap();
-    assert_eq!(
-        allocator.stats().reserved.allocated,
-        allocator.stats().reserved.current,
-        "had again, not asked for again"
-    );
-    drop(again);
-    allocator.purge().unwrap();
-    assert_eq!(allocator.stats().reserved.current, 0);
-    allocator.check().unwrap();
-}
+use story::{small, story};
 
 #[test]
 fn the_same_story_on_every_device_that_is_here() {
@@ -92,6 +58,11 @@ fn the_best_device_is_always_there_and_never_software() {
     let better = [Kind::Cuda(0), Kind::Wgpu];
     let count = better.iter().position(|kind| kind == best.kind()).unwrap_or(better.len());
     assert_eq!(passed_over, better[..count].iter().collect::<Vec<_>>());
+    if Device::wgpu(small()).is_ok_and(|device| device.is_software()) {
+        let why = best.passed_over().iter().find(|(kind, _)| *kind == Kind::Wgpu);
+        assert!(why.is_none_or(|(_, reason)| matches!(reason, Unavailable::Software { .. })), "{why:?}");
+        assert_ne!(*best.kind(), Kind::Wgpu);
+    }
     story(&best);
 }
 

@@ -17,7 +17,14 @@ use crate::policy::Config;
 
 impl From<CudaUnavailable> for Unavailable {
     fn from(error: CudaUnavailable) -> Self {
-        Unavailable::NoDriver { reason: error.to_string() }
+        let reason = match error {
+            CudaUnavailable::NoLibrary { tried } => {
+                let (name, others) = (tried.first().map_or("", String::as_str), tried.len().saturating_sub(1));
+                format!("no CUDA driver library was found: neither {name} nor one of {others} other names of it")
+            }
+            error => error.to_string(),
+        };
+        Unavailable::NoDriver { reason }
     }
 }
 
