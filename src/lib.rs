@@ -16,11 +16,14 @@
 //! ```
 //!
 //! # What there is
-//! Host memory ([`Allocator::host`]: addresses reserved once, committed by the page; [`Allocator::host_system`]: segments of
-//! the system's heap; [`Allocator::host_file`](Allocator): files, for more than the machine has) and a simulated device
-//! ([`Allocator::simulated`]) with streams, capacity, and failures to order, which checks every rule that a device would punish. The
-//! features `cuda` and `wgpu` are names without content so far. [`Device`] is any of them, chosen at run time, and [`Fallback`] an
-//! order of several.
+//! * **Host memory**: [`Allocator::host`] (addresses reserved once, committed by the page), [`Allocator::host_system`] (segments of
+//!   the system's heap), `Allocator::host_file` (files, for more than the machine has).
+//! * **CUDA**, with the feature `cuda` (module `cuda`): device memory over a context of yours, by the page or in segments; buffers that
+//!   cudarc's calls take; pinned host memory.
+//! * **wgpu**, with the feature `wgpu` (module `wgpu`): segments of a device of yours; bindings, recordings, bytes there and back.
+//! * **A simulated device** ([`Allocator::simulated`]) with streams, capacity, and failures to order, which checks every rule that a
+//!   device would punish.
+//! * **Any of them**: [`Device`], chosen at run time, with the reasons why others cannot be had; [`Fallback`], from one memory to the next.
 //!
 //! A user meets six types: [`Allocator`] and [`Block`] (memory, owned: dropping gives it back), [`Stream`] (an order of device
 //! work), [`Config`], [`Stats`], and [`OomReport`]. Everything else is for those who work inside or look from outside.

@@ -10,6 +10,7 @@ use std::str::FromStr;
 use crate::allocator::{AllocError, Allocator, Any, Block};
 use crate::backend::Budget;
 use crate::backend::sim::{Sim, SimConfig};
+use crate::ids::StreamId;
 use crate::policy::Config;
 
 mod absent;
@@ -151,7 +152,7 @@ pub struct Offer {
     pub remap: bool,
     /// Whether that needs no completed work.
     pub alias: bool,
-    /// Whether work runs on streams.
+    /// Whether there are several streams. Without, work is done in one order.
     pub streams: bool,
     /// Whether streams can be captured into graphs.
     pub captures: bool,
@@ -292,7 +293,7 @@ impl Device {
         self.allocator.alloc(bytes)
     }
 
-    /// What it offers.
+    /// What it offers. Opens a stream for a moment where there are streams, to see whether there are several.
     pub fn offer(&self) -> Offer {
         let able = self.allocator.capabilities();
         let snapshot = self.allocator.snapshot();
@@ -305,7 +306,7 @@ impl Device {
             region_max: able.region_max,
             remap: able.remap,
             alias: able.alias,
-            streams: able.streams,
+            streams: able.streams && self.allocator.stream().is_ok_and(|stream| stream.id() != StreamId(0)),
             captures: able.captures,
             software: self.software,
         }
