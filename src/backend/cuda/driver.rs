@@ -350,11 +350,13 @@ pub(super) struct Device {
     context: Arc<CudaContext>,
     /// Set when the device is lost, or must not be touched any more: every call fails from then on.
     lost: AtomicBool,
+    /// Set when work may still touch memory that nobody will give back.
+    leaves_memory: AtomicBool,
 }
 
 impl Device {
     pub(super) fn new(driver: Arc<Driver>, context: Arc<CudaContext>) -> Device {
-        Device { driver, context, lost: AtomicBool::new(false) }
+        Device { driver, context, lost: AtomicBool::new(false), leaves_memory: AtomicBool::new(false) }
     }
 
     pub(super) fn driver(&self) -> &Driver {
@@ -373,6 +375,16 @@ impl Device {
     /// No call reaches the device any more; what it holds stays until the process ends.
     pub(super) fn give_up(&self) {
         self.lost.store(true, Relaxed);
+    }
+
+    /// Memory that is held when its owner ends stays until the process ends.
+    pub(super) fn leave_memory(&self) {
+        self.leaves_memory.store(true, Relaxed);
+    }
+
+    /// As [`Device::enter`], for memory on its way out; `None` where it is to stay.
+    pub(super) fn enter_to_free(&self) -> Option<Current<'_>> {
+        if self.leaves_memory.load(Relaxed) { None } else { self.enter().ok() }
     }
 
     /// Makes the context current on this thread, and calls that a capture would forbid allowed, until the guard is dropped.

@@ -11,8 +11,8 @@
 //!
 //! The context that is current on a thread is the same after each call as before. Calls that a capture would forbid are made in the
 //! relaxed capture mode, so that nobody's capture is ended by them; events are not recorded on a stream that is being captured.
-//! A device that was lost is touched no more; nor is one on which work may still run when its backend ends: what it holds stays
-//! until the process ends.
+//! A device that was lost is touched no more. Memory that is still held when its backend ends stays until the process ends, if work may
+//! still run: somebody gave up waiting for it.
 
 mod driver;
 mod order;
@@ -327,10 +327,10 @@ impl Backend for CudaDevice {
 }
 
 impl Drop for CudaDevice {
-    /// What unfinished work may still touch is left to the end of the process.
+    /// Whoever gave up waiting for work has left memory here that it may still touch: that stays.
     fn drop(&mut self) {
         if !matches!(self.order.is_idle(), Ok(true)) {
-            self.device.give_up();
+            self.device.leave_memory();
         }
     }
 }

@@ -316,7 +316,7 @@ impl Drop for Reserved {
         if self.size == 0 {
             return;
         }
-        let Ok(current) = self.device.enter() else { return };
+        let Some(current) = self.device.enter_to_free() else { return };
         for at in 0..self.pages.len() {
             let Some(page) = self.pages[at].take() else { continue };
             if current.unmap(self.address(at), self.page).is_ok() {
