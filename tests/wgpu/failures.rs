@@ -40,6 +40,17 @@ fn a_device_whose_buffers_are_smaller_than_a_segment_gives_what_it_can() {
 }
 
 #[test]
+fn a_creation_is_tried_again_once() {
+    for stage in stages(&Config::default()) {
+        stage.backing.refuse_next(1);
+        let region = stage.backing.grow_segment(MIB).unwrap();
+        stage.backing.refuse_next(2);
+        assert!(stage.backing.grow_segment(MIB).unwrap_err().is_out_of_memory());
+        stage.backing.release(region.id).unwrap();
+    }
+}
+
+#[test]
 fn a_refused_creation_walks_the_ladder_to_the_idle_memory_of_another_pool() {
     for stage in stages(&Config::default()) {
         let (gpu, other) = (&stage.gpu, stage.gpu.pool("other", PoolConfig::default()).unwrap());
