@@ -9,11 +9,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering::SeqCst};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use parking_lot::Mutex;
 use wgpu::{BufferDescriptor, BufferUsages, CommandEncoder, MapMode};
 
+use super::WAIT;
 use super::driver::Driver;
 use crate::backend::BackendError;
 use crate::units::{KIB, align_down};
@@ -22,8 +23,6 @@ use crate::units::{KIB, align_down};
 pub(super) const PIECE: usize = 16 << 20;
 /// The least buffer.
 const LEAST: u64 = 4 * KIB;
-/// The longest single wait, after which the device is asked whether it is still there.
-pub(super) const WAIT: Duration = Duration::from_millis(100);
 
 /// Buffers of one direction.
 pub(super) struct Belt {
