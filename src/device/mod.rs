@@ -10,7 +10,6 @@ use std::str::FromStr;
 use crate::allocator::{AllocError, Allocator, Any, Block};
 use crate::backend::Budget;
 use crate::backend::sim::{Sim, SimConfig};
-use crate::ids::StreamId;
 use crate::policy::Config;
 
 mod absent;
@@ -293,7 +292,7 @@ impl Device {
         self.allocator.alloc(bytes)
     }
 
-    /// What it offers. Opens a stream for a moment where there are streams, to see whether there are several.
+    /// What it offers.
     pub fn offer(&self) -> Offer {
         let able = self.allocator.capabilities();
         let snapshot = self.allocator.snapshot();
@@ -306,7 +305,8 @@ impl Device {
             region_max: able.region_max,
             remap: able.remap,
             alias: able.alias,
-            streams: able.streams && self.allocator.stream().is_ok_and(|stream| stream.id() != StreamId(0)),
+            // wgpu has one queue.
+            streams: able.streams && self.kind != Kind::Wgpu,
             captures: able.captures,
             software: self.software,
         }
