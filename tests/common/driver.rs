@@ -33,6 +33,8 @@ pub struct Machine {
     pub peers: bool,
     /// Bytes of each device.
     pub capacity: u64,
+    /// The granularity of virtual memory.
+    pub page: u64,
 }
 
 /// What is alive.
@@ -77,6 +79,14 @@ fn is_real() -> bool {
     env::var_os("LARDER_CUDA").is_some_and(|value| value == "real")
 }
 
+/// The driver for tests that share it: no turn is taken and no world begun. `false`: it is the machine's.
+pub fn shared() -> bool {
+    if !is_real() {
+        LazyLock::force(&LOADED);
+    }
+    !is_real()
+}
+
 /// The driver of the machine where that is wanted, else the stand-in.
 pub struct Any {
     pub standin: Option<Standin>,
@@ -112,6 +122,15 @@ macro_rules! control {
             symbol($($value),*)
         }
     }};
+}
+
+/// What went wrong for those who share the driver.
+pub fn shared_violations() -> Vec<String> {
+    if is_real() { Vec::new() } else { violations() }
+}
+
+fn violations() -> Vec<String> {
+    lines(|room, size| control!(b"standin_violations" as fn(*mut u8, usize) -> usize; room, size))
 }
 
 impl Standin {
@@ -185,7 +204,7 @@ impl Standin {
 
     /// What went wrong since the last clear.
     pub fn violations(&self) -> Vec<String> {
-        lines(|room, size| control!(b"standin_violations" as fn(*mut u8, usize) -> usize; room, size))
+        violations()
     }
 
     pub fn clear_violations(&self) {
@@ -197,6 +216,11 @@ impl Standin {
     pub fn assert_clean(&self) {
         let violations = self.violations();
         assert!(violations.is_empty(), "\n{}", violations.join("\n"));
+    }
+
+    /// The entry points that planted failures have struck.
+    pub fn struck(&self) -> Vec<String> {
+        lines(|room, size| control!(b"standin_struck" as fn(*mut u8, usize) -> usize; room, size))
     }
 
     /// What is alive, in words.
@@ -274,7 +298,7 @@ pub fn built() -> PathBuf {
 
 fn compile(rustc: &std::ffi::OsStr, source: &Path, folder: &Path, name: &str, extra: &[&str]) {
     let mut command = Command::new(rustc);
-    command.args(["--edition", "2024", "--crate-type", "cdylib", "--crate-name", "standin", "-C", "opt-level=1"]);
+    command.args(["--edition", "2024", "--crate-type", "cdylib", "--crate-name", "standin", "-C", "opt-level=2"]);
     command.args(["-C", "debuginfo=line-tables-only", "-C", &format!("link-arg=-Wl,-soname,{name}")]);
     command.args(extra.iter().flat_map(|argument| ["-C", argument]));
     let output = command.arg("-o").arg(folder.join(name)).arg(source).output().expect("rustc can be run");

@@ -21,7 +21,8 @@
 //! * `cuMemFree` and `cuMemFreeHost` wait for the device, as the driver does without promising it; that work on the memory was
 //!   unfinished, or that the host did not know it to be finished, is a violation. The same holds for `cuMemUnmap`, which waits for
 //!   nothing.
-//! * `cuMemUnmap` takes one or more whole mappings, `cuMemMap` only offset 0 and the whole handle, sizes are multiples of 2 MiB.
+//! * `cuMemUnmap` takes one or more whole mappings, `cuMemMap` only offset 0 and the whole handle, sizes are multiples of 2 MiB
+//!   (or of less, where a test wants small pages).
 //! * Copies from pageable memory are staged at the call, copies to it return when done; with pinned memory both are asynchronous.
 //! * Stream 0 is the legacy default stream: it waits for earlier work of every blocking stream, and they for its; stream 2 is a
 //!   blocking stream of each thread.

@@ -117,13 +117,21 @@ pub(super) enum HostFlags {
     WriteCombined = 1 | 4,
 }
 
-/// What memory is filled with.
+/// What the driver itself can fill memory with.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Element {
+pub(super) enum Narrow {
     One(u8),
     Two(u16),
     Four(u32),
 }
+
+/// Loaded code.
+#[derive(Debug)]
+pub(super) struct Module(usize);
+
+/// A kernel of loaded code, valid as long as that is loaded.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Kernel(usize);
 
 /// A page of physical memory. Whoever has it gives it back with [`Current::release_page`].
 #[derive(Debug)]
@@ -209,6 +217,11 @@ functions! {
     cuMemsetD8Async(u64, u8, usize, usize);
     cuMemsetD16Async(u64, u16, usize, usize);
     cuMemsetD32Async(u64, u32, usize, usize);
+    cuMemcpyDtoDAsync_v2(u64, u64, usize, usize);
+    cuModuleLoadData(*mut usize, *const c_void);
+    cuModuleGetFunction(*mut usize, usize, *const c_char);
+    cuModuleUnload(usize);
+    cuLaunchKernel(usize, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, usize, *mut *mut c_void, *mut *mut c_void);
     cuStreamQuery(usize);
     cuStreamIsCapturing(usize, *mut c_int);
     cuStreamWaitEvent(usize, usize, c_uint);
@@ -554,23 +567,62 @@ impl Current<'_> {
         self.check("cuMemSetAccess", bytes, code)
     }
 
-    pub(super) fn fill(
-        &self,
-        address: u64,
-        value: Element,
-        count: u64,
-        stream: &CudaStream,
-    ) -> Result<(), BackendError> {
+    /// Sets elements of one, two or four bytes.
+    pub(super) fn set(&self, address: u64, value: Narrow, count: u64, stream: &CudaStream) -> Result<(), BackendError> {
         let (driver, stream, count) = (&self.device.driver, handle(stream), size(count));
         let code = match value {
             // SAFETY: so many bytes from the address on are the caller's, as for the two below.
-            Element::One(value) => unsafe { (driver.cuMemsetD8Async)(address, value, count, stream) },
+            Narrow::One(value) => unsafe { (driver.cuMemsetD8Async)(address, value, count, stream) },
             // SAFETY: as above.
-            Element::Two(value) => unsafe { (driver.cuMemsetD16Async)(address, value, count, stream) },
+            Narrow::Two(value) => unsafe { (driver.cuMemsetD16Async)(address, value, count, stream) },
             // SAFETY: as above.
-            Element::Four(value) => unsafe { (driver.cuMemsetD32Async)(address, value, count, stream) },
+            Narrow::Four(value) => unsafe { (driver.cuMemsetD32Async)(address, value, count, stream) },
         };
         self.check("cuMemsetAsync", 0, code)
+    }
+
+    /// Copies bytes that do not overlap.
+    pub(super) fn copy(&self, to: u64, from: u64, bytes: u64, stream: &CudaStream) -> Result<(), BackendError> {
+        // SAFETY: both ranges are the caller's.
+        let code = unsafe { (self.device.driver.cuMemcpyDtoDAsync_v2)(to, from, size(bytes), handle(stream)) };
+        self.check("cuMemcpyDtoDAsync", 0, code)
+    }
+
+    pub(super) fn load_module(&self, code: &[u8]) -> Result<Module, BackendError> {
+        let mut module = 0;
+        // SAFETY: `module` may be written; the code is what the compiler made, and says itself how long it is.
+        let loaded = unsafe { (self.device.driver.cuModuleLoadData)(&mut module, code.as_ptr().cast()) };
+        self.check("cuModuleLoadData", 0, loaded).map(|()| Module(module))
+    }
+
+    pub(super) fn unload_module(&self, module: Module) -> Result<(), BackendError> {
+        // SAFETY: the module came from `load_module` and is unloaded once.
+        self.check("cuModuleUnload", 0, unsafe { (self.device.driver.cuModuleUnload)(module.0) })
+    }
+
+    pub(super) fn kernel(&self, module: &Module, name: &CStr) -> Result<Kernel, BackendError> {
+        let mut kernel = 0;
+        // SAFETY: `kernel` may be written; the module is loaded; the name ends with 0.
+        let code = unsafe { (self.device.driver.cuModuleGetFunction)(&mut kernel, module.0, name.as_ptr()) };
+        self.check("cuModuleGetFunction", 0, code).map(|()| Kernel(kernel))
+    }
+
+    /// Runs a kernel of arguments of 8 bytes in `blocks` times `threads` threads.
+    pub(super) fn launch(
+        &self,
+        kernel: Kernel,
+        (blocks, threads): (u32, u32),
+        arguments: &mut [u64],
+        stream: &CudaStream,
+    ) -> Result<(), BackendError> {
+        let mut pointers: Vec<*mut c_void> = arguments.iter_mut().map(|argument| (&raw mut *argument).cast()).collect();
+        // SAFETY: the caller gives as many arguments as the kernel takes, all of 8 bytes; they are read before the call returns. What
+        // the kernel does with them is the caller's duty.
+        let code = unsafe {
+            let launch = self.device.driver.cuLaunchKernel;
+            launch(kernel.0, blocks, 1, 1, threads, 1, 1, 0, handle(stream), pointers.as_mut_ptr(), null_mut())
+        };
+        self.check("cuLaunchKernel", 0, code)
     }
 
     /// Whether what the stream is given now is captured instead of run, or may not be run because of another stream's capture.

@@ -3,18 +3,21 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `driver` | the driver's functions, and the only `unsafe` |
+//! | `driver`, `compiler` | the functions of the driver and of NVRTC, and the only `unsafe` |
 //! | `probe` | whether CUDA can be used here, and why not |
 //! | `order` | streams and events |
 //! | `vmm`, `plain` | device memory by the page; in segments |
 //! | `pinned` | page-locked host memory |
+//! | `fill` | patterns |
 //!
 //! The context that is current on a thread is the same after each call as before. Calls that a capture would forbid are made in the
 //! relaxed capture mode, so that nobody's capture is ended by them; events are not recorded on a stream that is being captured.
 //! A device that was lost is touched no more. Memory that is still held when its backend ends stays until the process ends, if work may
 //! still run: somebody gave up waiting for it.
 
+mod compiler;
 mod driver;
+mod fill;
 mod order;
 mod pinned;
 mod plain;
@@ -26,7 +29,8 @@ use std::time::Duration;
 
 use cudarc::driver::{CudaContext, CudaStream};
 
-use self::driver::{Access, Attribute, Device, PageKind};
+use self::driver::{Access, Attribute, Device, Narrow, PageKind};
+use self::fill::Fills;
 use self::order::Order;
 use self::plain::Segments;
 use self::vmm::Pages;
@@ -34,7 +38,6 @@ use crate::backend::{Backend, BackendError, Budget, Capabilities, Region, Span};
 use crate::ids::{EventId, RegionId, StreamId};
 use crate::units::{MIB, align_down, align_up};
 
-pub(crate) use self::driver::Element;
 pub use self::pinned::{PinnedConfig, PinnedHost};
 pub use self::probe::{CudaUnavailable, DeviceInfo, Probe, probe};
 
@@ -73,6 +76,7 @@ pub struct CudaDevice {
     device: Arc<Device>,
     order: Order,
     memory: Memory,
+    fills: Fills,
     capabilities: Capabilities,
     total: u64,
 }
@@ -128,7 +132,8 @@ impl CudaDevice {
             quantum: 512,
             region_max: page.map_or(align_down(total, plain::ALIGN), |page| addresses(total, page)),
         };
-        Ok(CudaDevice { order: Order::new(device.clone()), device, memory, capabilities, total })
+        let (order, fills) = (Order::new(device.clone()), Fills::new(device.clone()));
+        Ok(CudaDevice { device, order, memory, fills, capabilities, total })
     }
 
     /// Bytes of the device's memory.
@@ -142,15 +147,20 @@ impl CudaDevice {
         current.destroy_event(current.create_event()?)
     }
 
-    /// Sets `count` elements from an address on, which the caller owns, in the order of a stream.
+    /// Repeats a pattern of 1, 2, 4, 8 or 16 bytes from an address on, in memory that the caller has, in the order of a stream.
     pub(crate) fn fill(
         &self,
         address: u64,
-        value: Element,
+        pattern: &[u8],
         count: u64,
         stream: &CudaStream,
     ) -> Result<(), BackendError> {
-        self.device.enter()?.fill(address, value, count, stream)
+        self.fills.fill(address, pattern, count, stream)
+    }
+
+    /// Copies bytes that do not overlap, in memory that the caller has, in the order of a stream.
+    pub(crate) fn copy(&self, to: u64, from: u64, bytes: u64, stream: &CudaStream) -> Result<(), BackendError> {
+        self.device.enter()?.copy(to, from, bytes, stream)
     }
 
     fn pages(&self, call: &'static str) -> Result<&Pages, BackendError> {
@@ -301,7 +311,7 @@ impl Backend for CudaDevice {
             Memory::Segments(segments) => segments.address("zero", span)?,
         };
         let stream = self.order.stream("zero", stream)?;
-        self.device.enter()?.fill(address, Element::One(0), span.size, &stream)
+        self.device.enter()?.set(address, Narrow::One(0), span.size, &stream)
     }
 
     fn budget(&self) -> Result<Option<Budget>, BackendError> {
