@@ -488,7 +488,7 @@ impl<'a> Climb<'a> {
         let until = self.patience();
         let before = self.pool.meter.read().idle();
         let mut unfinished = self.core.keeps_graphs(slow);
-        let mut in_time = !unfinished || self.core.wait_for_graphs(slow, until)?;
+        let mut in_time = !unfinished || self.core.wait_unpinned(slow, until)?;
         for at in 0..self.core.pools().count() {
             let id = PoolId(at as u16);
             let streams: Vec<_> = self.core.pool(id).state.lock().clocks.streams().collect();

@@ -175,7 +175,6 @@ impl Core {
     pub(crate) fn purge(&self) -> Result<u64, BackendError> {
         let mut slow = self.slow.lock();
         let until = self.patience();
-        self.wait_for_graphs(&mut slow, until)?;
         for at in 0..self.pools().count() {
             self.wait_for_all(PoolId(at as u16), &mut slow, until)?;
         }

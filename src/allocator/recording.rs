@@ -254,7 +254,7 @@ impl Core {
 
     /// Waits on the host for the work that keeps the pools of graphs that are gone. Answers `false` when the time was over first, or when
     /// nothing can be ordered behind some of it.
-    pub(crate) fn wait_for_graphs(&self, slow: &mut Slow, until: Instant) -> Result<bool, BackendError> {
+    pub(crate) fn wait_unpinned(&self, slow: &mut Slow, until: Instant) -> Result<bool, BackendError> {
         self.unpin(slow)?;
         for event in slow.unpinning.iter().filter_map(|unpinning| unpinning.events.as_ref()).flatten() {
             if !self.backend.host_wait(*event, Some(until.saturating_duration_since(Instant::now())))? {
@@ -291,17 +291,6 @@ impl Core {
         }
         pool.pin(false);
         Ok(true)
-    }
-}
-
-impl Core {
-    /// Waits for what [`Core::unpin`] would only look for.
-    pub(crate) fn wait_unpinned(&self, slow: &mut Slow, until: Instant) -> Result<(), BackendError> {
-        self.unpin(slow)?;
-        for event in slow.unpinning.iter().filter_map(|unpinning| unpinning.events.as_ref()).flatten() {
-            self.backend.host_wait(*event, Some(until.saturating_duration_since(Instant::now())))?;
-        }
-        self.unpin(slow)
     }
 }
 

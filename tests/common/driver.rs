@@ -1,12 +1,12 @@
 //! The CUDA driver that tests talk to: the stand-in of `tests/standin`, built and loaded here, or the machine's own.
 //!
 //! With `LARDER_CUDA=real` in the environment nothing is built: [`any`] then lets tests run against the machine's driver, and what
-//! needs the stand-in's controls ([`standin`]) is reported as not run. The library is loaded under both names that callers look for,
-//! and once for the process, so tests of one process take turns: each has the driver for itself while it holds what it was given,
+//! needs the stand-in's controls ([`standin`]) is reported as not run. The library is loaded under the names that callers look for, NVRTC's
+//! among them, and once for the process, so tests of one process take turns: each has the driver for itself while it holds what it was given,
 //! and begins in a new world.
 #![allow(dead_code, unsafe_code)]
 
-use std::ffi::{CStr, CString, c_char, c_int};
+use std::ffi::{CString, c_char, c_int};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -248,20 +248,19 @@ fn lines(give: impl Fn(*mut u8, usize) -> usize) -> Vec<String> {
 
 // ---- building and loading
 
-/// The name that most callers try first; and the one that the system's own library has.
-const NAMES: [&CStr; 2] = [c"libcuda.so", c"libcuda.so.1"];
+/// The name under which most callers look for the driver first; the one that the system's own library has; and NVRTC's.
+const NAMES: [&str; 3] = ["libcuda.so", "libcuda.so.1", "libnvrtc.so"];
 
 fn load() -> Library {
     let folder = built();
-    let [library, alias] = NAMES.map(|name| folder.join(name.to_str().expect("plain")));
-    let open = |path: &Path| {
+    let [library, driver, compiler] = NAMES.map(|name| {
+        let path = folder.join(name);
         // SAFETY: our own library, whose loading runs nothing but what Rust's runtime does.
-        unsafe { Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL) }
+        unsafe { Library::open(Some(&path), RTLD_NOW | RTLD_GLOBAL) }
             .unwrap_or_else(|error| panic!("{}: {error}", path.display()))
-    };
-    let library = open(&library);
-    // It stays for the life of the process, as the driver does.
-    std::mem::forget(open(&alias));
+    });
+    // They stay for the life of the process, as the driver does.
+    std::mem::forget((driver, compiler));
     library
 }
 
@@ -282,13 +281,15 @@ pub fn built() -> PathBuf {
     let draft = base.join(format!("standin-draft-{}", std::process::id()));
     let _ = fs::remove_dir_all(&draft);
     fs::create_dir_all(&draft).expect("the target folder can be written");
-    let [library, alias] = NAMES.map(|name| name.to_str().expect("plain"));
+    let [library, aliases @ ..] = NAMES;
     compile(&rustc, &sources.join("lib.rs"), &draft, library, &[]);
-    // The other name: a library of nothing that needs the first, so that a symbol looked up in it is found there.
+    // The other names: libraries of nothing that need the first, so that a symbol looked up in them is found there.
     let empty = draft.join("alias.rs");
     fs::write(&empty, "//! Another name for the library that it needs.\n").expect("the draft can be written");
     let needs = format!("link-arg=-Wl,--no-as-needed,-L{},-l:{library}", draft.display());
-    compile(&rustc, &empty, &draft, alias, &[&needs]);
+    for alias in aliases {
+        compile(&rustc, &empty, &draft, alias, &[&needs]);
+    }
     if fs::rename(&draft, &folder).is_err() {
         assert!(folder.is_dir(), "neither built here nor by another process");
         let _ = fs::remove_dir_all(&draft);

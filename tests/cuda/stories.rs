@@ -58,7 +58,7 @@ fn memory_freed_on_one_stream_serves_another_without_waiting() {
         assert!(driver.totals().queued > 0, "the host waited: {setup:?}");
         assert_eq!(world.allocator.stats().host_waits, 0);
         assert_eq!(world.ends(&world.held[0]), [world.held[0].byte; 2]);
-        driver.patience(2);
+        driver.patience(1);
         world.end(&format!("{setup:?}"));
     }
 }

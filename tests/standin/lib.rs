@@ -29,6 +29,7 @@
 //! * During a capture, calls that allocate, free, map, unmap, wait or query are potentially unsafe: refused with error 900 to
 //!   threads whose mode does not allow them, and the capture is over. The driver lets some of the mapping calls pass. Stream-ordered
 //!   allocation, launches of graphs and copies with pageable memory within a capture are refused, which the driver allows.
+//! * NVRTC, which is exported too, takes any source that has a kernel; kernels are found by name among those of `kernels.rs`.
 //! * A graph runs its streams beside each other, as captured. Events, streams and graphs may be destroyed while work needs them.
 //! * Errors of one call never show up at another, except for a lost device.
 #![allow(non_snake_case)]
