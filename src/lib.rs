@@ -34,14 +34,15 @@
 //!
 //! ```text
 //! floor 3  native/ device/ fallback diag/ trace/
-//!            native: host blocks as slices. device: a device chosen at run time (knows native). fallback: this memory, else that
+//!            native: blocks as their users take them. device: a device chosen at run time (knows native). fallback: this memory, else that
 //!            one. diag: the segment map as text. trace: read, write, replay (on a device), models.
 //! floor 2  allocator/
 //!            heaps, stream order, backend and policy joined: core, pool, ladder, pages, segments, streams, reclaim, report, handles
 //! floor 1  heap/ fence policy stats pressure snapshot backend/
 //!            rooms that do not know each other (snapshot names stats and the backend's budget).
 //!            heap: where blocks lie. fence: which stream has seen which work. policy: config and pure choices.
-//!            stats: the accounting. pressure: how short memory is, in levels. snapshot: state and reports as data. backend: the trait, the host, the simulated device.
+//!            stats: the accounting. pressure: how short memory is, in levels. snapshot: state and reports as data.
+//!            backend: the trait; the host, CUDA, wgpu, the simulated device.
 //! floor 0  units ids
 //!            bytes and their text; newtypes of ids
 //! ```

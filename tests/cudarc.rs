@@ -464,8 +464,15 @@ fn fills_and_copies_within() {
         let mut wide = gpu.buffer_on::<u64>(&s, 10).unwrap();
         gpu.fill(&one, &mut wide, 0x0102_0304_0102_0304).unwrap();
         assert_eq!(one.clone_dtoh(&wide).unwrap(), [0x0102_0304_0102_0304; 10]);
-        if let Err(error) = gpu.fill(&one, &mut wide, 1) {
-            assert!(matches!(error, AllocError::Backend(BackendError::Unsupported { .. })), "{error}");
+        match gpu.fill(&one, &mut wide, 1) {
+            Ok(()) => {
+                let mut wider = gpu.buffer_on::<u128>(&s, 10).unwrap();
+                gpu.fill(&one, &mut wider, 1 << 64 | 2).unwrap();
+                assert_eq!(one.clone_dtoh(&wide).unwrap(), [1; 10]);
+                assert_eq!(one.clone_dtoh(&wider).unwrap(), [1 << 64 | 2; 10]);
+            }
+            Err(AllocError::Backend(error @ BackendError::Unsupported { .. })) => println!("not run: {error}"),
+            Err(error) => panic!("{error}"),
         }
         let odd = gpu.fill(&one, &mut gpu.buffer_on::<[u8; 3]>(&s, 10).unwrap(), [1, 2, 3]).unwrap_err();
         assert!(matches!(odd, AllocError::Backend(BackendError::Unsupported { .. })), "{odd}");
@@ -514,6 +521,44 @@ fn buffers_in_a_graph() {
         gpu.purge().unwrap();
         gpu.check().unwrap();
     });
+}
+
+#[test]
+fn a_capture_of_a_stream_that_is_not_known_is_not_ended_by_us() {
+    story(|_| {
+        let World { gpu, one, s, context, .. } = World::new();
+        let stranger = context.new_stream().unwrap();
+        let mut a = gpu.buffer_on::<u32>(&s, 64).unwrap();
+        one.memset_zeros(&mut a).unwrap();
+        stranger.begin_capture(Mode::CU_STREAM_CAPTURE_MODE_GLOBAL).unwrap();
+        stranger.memset_zeros(&mut a).unwrap();
+        assert!(context.check_err().is_err(), "it could not be ordered, and that is said");
+        let refused = a.write_on(&stranger).map(drop).unwrap_err();
+        assert!(matches!(refused, AllocError::Backend(BackendError::Unsupported { .. })), "{refused}");
+        let flags = Flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
+        assert!(stranger.end_capture(flags).unwrap().is_some());
+    });
+}
+
+#[test]
+fn a_lost_device_is_an_error_and_then_silence() {
+    let Some(standin) = driver::standin() else { return };
+    let world = World::new();
+    let pinned = world.pinned();
+    let _known = pinned.stream_of(&world.one).unwrap();
+    let mut host = pinned.buffer::<u32>(64).unwrap();
+    let mut device = world.gpu.buffer_on::<u32>(&world.s, 64).unwrap();
+    world.one.memcpy_dtoh(&device, &mut host).unwrap();
+    standin.lose(700);
+    for _ in 0..2 {
+        let lost = host.as_slice().unwrap_err();
+        assert!(matches!(lost, AllocError::Backend(BackendError::Lost { .. })), "{lost}");
+        assert!(world.two.memset_zeros(&mut device).is_err());
+        assert!(world.gpu.fill(&world.one, &mut device, 1).is_err());
+        assert!(world.gpu.alloc(64 * MIB).is_err() && world.gpu.stream().is_err());
+    }
+    drop((host, device, pinned, world));
+    standin.assert_clean();
 }
 
 #[test]

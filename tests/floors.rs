@@ -42,6 +42,7 @@ const BESIDE: &[(&str, &str)] =
 const UNSAFE: &[&str] = &[
     "src/backend/cuda/compiler.rs",
     "src/backend/cuda/driver.rs",
+    "src/backend/cuda/library.rs",
     "src/backend/host/file.rs",
     "src/backend/host/mapping.rs",
     "src/backend/host/system.rs",

@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
+use larder::allocator::{Capture, GraphMemory};
+use larder::cuda::Cuda;
 use larder::policy::Config;
 
+use crate::captures;
 use crate::common::{Rng, full};
 use crate::driver::{Standin, standin};
-use crate::world::{PAGE, Setup, World};
+use crate::world::{Held, PAGE, Setup, World};
 
 /// What one seed plays.
 #[derive(Debug)]
@@ -24,12 +27,92 @@ impl std::fmt::Display for Plan {
     }
 }
 
+/// A lane that is being captured, and the blocks that were made for it.
+struct Capturing {
+    lane: usize,
+    capture: Capture<Cuda>,
+    blocks: Vec<Held>,
+}
+
+/// A captured graph, and the lane that ran it last.
+struct Graph {
+    executable: cudarc::driver::sys::CUgraphExec,
+    memory: GraphMemory,
+    last: usize,
+}
+
+/// Captures and graphs of one program.
+#[derive(Default)]
+struct Graphs {
+    capturing: Option<Capturing>,
+    graphs: Vec<Graph>,
+}
+
+impl Graphs {
+    fn is_capturing(&self, lane: usize) -> bool {
+        self.capturing.as_ref().is_some_and(|capturing| capturing.lane == lane)
+    }
+
+    /// Something about captures and graphs.
+    fn step(&mut self, world: &mut World<'_>, random: &mut Rng, lane: usize) {
+        match (&mut self.capturing, random.below(4)) {
+            (None, 0) if lane > 0 => {
+                let capture = world.allocator.capture(&world.lanes[lane].stream).unwrap();
+                captures::begin(world, lane, captures::MODES[random.below(3) as usize]);
+                self.capturing = Some(Capturing { lane, capture, blocks: Vec::new() });
+            }
+            (Some(capturing), 0) => {
+                let executable = captures::end(world, capturing.lane);
+                let Capturing { lane, capture, blocks } = self.capturing.take().expect("just seen");
+                drop(blocks);
+                self.graphs.push(Graph { executable, memory: capture.end(), last: lane });
+            }
+            (Some(capturing), _) => {
+                if capturing.blocks.len() > 2 || random.one_in(4) {
+                    capturing.blocks.clear();
+                }
+                // Where there is no room, the graph does without.
+                if world.alloc(capturing.lane, 1 + random.below(2 * PAGE)).is_ok() {
+                    capturing.blocks.extend(world.held.pop());
+                }
+            }
+            (None, 1) if !self.graphs.is_empty() => {
+                let graph = self.graphs.swap_remove(random.below(self.graphs.len() as u64) as usize);
+                captures::destroy(graph.executable);
+                drop(graph.memory);
+            }
+            (None, _) if !self.graphs.is_empty() => {
+                let at = random.below(self.graphs.len() as u64) as usize;
+                let graph = &mut self.graphs[at];
+                if graph.last != lane {
+                    world.order(lane, graph.last).unwrap();
+                }
+                captures::launch(world, graph.executable, lane);
+                graph.last = lane;
+            }
+            _ => {}
+        }
+    }
+
+    fn end(&mut self, world: &World<'_>) {
+        if let Some(Capturing { lane, capture, blocks }) = self.capturing.take() {
+            captures::destroy(captures::end(world, lane));
+            drop((blocks, capture));
+        }
+        for graph in self.graphs.drain(..) {
+            captures::destroy(graph.executable);
+            drop(graph.memory);
+        }
+    }
+}
+
 /// What programs came across.
 #[derive(Default)]
 struct Seen {
     moved: u64,
     stream_waits: u64,
     refused: u64,
+    graphs: u64,
 }
 
 impl Plan {
@@ -58,12 +141,21 @@ impl Plan {
     fn play(&self, driver: &Standin, seen: &mut Seen) {
         let mut world = World::new(driver, &self.setup);
         let mut random = Rng::new(self.seed ^ 0xABCDEF);
+        let mut graphs = Graphs::default();
         for step in 0..self.steps {
-            self.step(&mut world, &mut random, seen);
+            let lane = random.below(world.lanes.len() as u64) as usize;
+            if self.seed.is_multiple_of(2) && random.one_in(5) {
+                graphs.step(&mut world, &mut random, lane);
+            } else if !graphs.is_capturing(lane) {
+                let still = graphs.capturing.is_none() && graphs.graphs.is_empty();
+                self.step(&mut world, &mut random, lane, still, seen);
+            }
+            seen.graphs += graphs.graphs.len() as u64;
             if step % 16 == 0 {
                 world.sound(self);
             }
         }
+        graphs.end(&world);
         for held in &world.held {
             assert_eq!(world.ends(held), [held.byte; 2], "{self}: a block's bytes");
         }
@@ -74,8 +166,8 @@ impl Plan {
         world.end(self);
     }
 
-    fn step(&self, world: &mut World<'_>, random: &mut Rng, seen: &mut Seen) {
-        let lane = random.below(world.lanes.len() as u64) as usize;
+    /// Something about blocks. `still`: no capture or graph names a lane.
+    fn step(&self, world: &mut World<'_>, random: &mut Rng, lane: usize, still: bool, seen: &mut Seen) {
         let at = random.below(world.held.len().max(1) as u64) as usize;
         match random.below(100) {
             0..=39 => {
@@ -92,12 +184,12 @@ impl Plan {
                     world.held.truncate(at);
                 }
             }
-            40..=54 if !world.held.is_empty() => world.share(at, lane),
+            40..=54 if !world.held.is_empty() && still => world.share(at, lane),
             55..=79 if !world.held.is_empty() => drop(world.held.swap_remove(at)),
             80..=81 => drop(world.allocator.trim(random.below(self.setup.pages * PAGE)).unwrap()),
             82 if random.one_in(3) => drop(world.allocator.purge().unwrap()),
             83 if world.lanes.len() < 6 => world.open_lane().unwrap(),
-            84 if lane > 0 => close_lane(world, lane),
+            84 if lane > 0 && still => close_lane(world, lane),
             _ => (0..random.below(12)).for_each(|_| _ = world.driver.step_any(random.next())),
         }
     }
@@ -121,7 +213,8 @@ fn random_programs_break_no_rule() {
     for seed in 0..seeds {
         Plan::new(seed).play(&driver, &mut seen);
     }
-    let Seen { moved, stream_waits, refused } = seen;
+    let Seen { moved, stream_waits, refused, graphs } = seen;
     println!("{seeds} programs: pages moved in {moved}, streams waited in {stream_waits}, {refused} requests refused");
-    assert!(moved > seeds / 10 && stream_waits > seeds / 4 && refused > 0, "the programs meet what they are for");
+    let met = moved > seeds / 10 && stream_waits > seeds / 4 && refused > 0 && graphs > seeds;
+    assert!(met, "the programs meet what they are for");
 }

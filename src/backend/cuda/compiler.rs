@@ -1,9 +1,10 @@
 //! NVRTC, the compiler of CUDA source at run time, where it is installed.
 //!
-//! Called through its own library and not through `cudarc`, for the reasons that [`driver`](super::driver) gives. Knows no memory.
+//! Called through its own library and not through `cudarc`, for the reasons that [`library`](super::library) gives. Knows no memory.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString, c_char, c_int};
+use std::mem::ManuallyDrop;
 use std::ptr::null;
 
 use libloading::Library;
@@ -78,20 +79,20 @@ impl Compiler {
         let library = NAMES.iter().find_map(|name| unsafe { Library::new(*name) }.ok());
         let missing = BackendError::Unsupported { call: "compiling kernels without NVRTC", backend: "cuda" };
         // It keeps threads and state of its own: it is never unloaded.
-        let library: &'static Library = Box::leak(Box::new(library.ok_or_else(|| missing.clone())?));
+        let library = ManuallyDrop::new(library.ok_or_else(|| missing.clone())?);
         fn symbol<F: Copy>(library: &Library, name: &str) -> Option<F> {
             // SAFETY: the fields of `Compiler` say how NVRTC declares what they are filled with.
             unsafe { library.get::<F>(name.as_bytes()) }.ok().map(|symbol| *symbol)
         }
         let resolve = || {
             Some(Compiler {
-                create: symbol(library, "nvrtcCreateProgram")?,
-                compile: symbol(library, "nvrtcCompileProgram")?,
-                destroy: symbol(library, "nvrtcDestroyProgram")?,
-                log_size: symbol(library, "nvrtcGetProgramLogSize")?,
-                log: symbol(library, "nvrtcGetProgramLog")?,
-                code_size: symbol(library, "nvrtcGetCUBINSize")?,
-                code: symbol(library, "nvrtcGetCUBIN")?,
+                create: symbol(&library, "nvrtcCreateProgram")?,
+                compile: symbol(&library, "nvrtcCompileProgram")?,
+                destroy: symbol(&library, "nvrtcDestroyProgram")?,
+                log_size: symbol(&library, "nvrtcGetProgramLogSize")?,
+                log: symbol(&library, "nvrtcGetProgramLog")?,
+                code_size: symbol(&library, "nvrtcGetCUBINSize")?,
+                code: symbol(&library, "nvrtcGetCUBIN")?,
             })
         };
         resolve().ok_or(missing)

@@ -8,7 +8,8 @@ use cudarc::driver::CudaStream;
 use parking_lot::Mutex;
 
 use super::compiler::compile;
-use super::driver::{Attribute, Current, Device, Kernel, Module, Narrow};
+use super::driver::{Current, Device, Kernel, Module, Narrow};
+use super::library::Attribute;
 use crate::backend::BackendError;
 
 const SOURCE: &str = concat!(include_str!("../../../shaders/memory.cu"), "\0");
@@ -101,6 +102,25 @@ impl Drop for Fills {
             && let Some(current) = self.device.enter_to_free()
         {
             let _ = current.unload_module(kernels.module);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernels_compile_where_there_is_a_compiler() {
+        match compile(CStr::from_bytes_with_nul(SOURCE.as_bytes()).unwrap(), (9, 0)) {
+            Ok(code) => assert!(code.starts_with(b"\x7fELF"), "code for the device"),
+            Err(BackendError::Unsupported { .. }) => println!("not run: there is no NVRTC"),
+            Err(error) => panic!("{error}"),
+        }
+        match compile(c"extern \"C\" __global__ void broken(", (9, 0)) {
+            Err(BackendError::Driver { reason, .. }) => assert!(reason.contains("error"), "{reason}"),
+            Err(BackendError::Unsupported { .. }) => {}
+            other => panic!("{other:?}"),
         }
     }
 }

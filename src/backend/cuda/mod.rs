@@ -3,7 +3,7 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `driver`, `compiler` | the functions of the driver and of NVRTC, and the only `unsafe` |
+//! | `library`, `driver`, `compiler` | the driver's functions, its calls for one context, NVRTC; and the only `unsafe` |
 //! | `probe` | whether CUDA can be used here, and why not |
 //! | `order` | streams and events |
 //! | `vmm`, `plain` | device memory by the page; in segments |
@@ -18,6 +18,7 @@
 mod compiler;
 mod driver;
 mod fill;
+mod library;
 mod order;
 mod pinned;
 mod plain;
@@ -29,8 +30,9 @@ use std::time::Duration;
 
 use cudarc::driver::{CudaContext, CudaStream};
 
-use self::driver::{Access, Attribute, Device, Narrow, PageKind};
+use self::driver::{Device, Narrow};
 use self::fill::Fills;
+use self::library::{Access, Attribute, PageKind};
 use self::order::Order;
 use self::plain::Segments;
 use self::vmm::Pages;
@@ -96,6 +98,8 @@ pub(crate) trait Streams: Backend {
     fn add_stream(&self, stream: Arc<CudaStream>) -> Result<StreamId, BackendError>;
     /// The stream of a number.
     fn stream(&self, id: StreamId) -> Result<Arc<CudaStream>, BackendError>;
+    /// Refuses a stream without a number that is being captured.
+    fn check_foreign(&self, stream: &CudaStream) -> Result<(), BackendError>;
     /// Makes a stream without a number wait for an event.
     fn foreign_wait(&self, stream: &CudaStream, event: EventId) -> Result<(), BackendError>;
 }
@@ -235,6 +239,10 @@ impl Streams for CudaDevice {
 
     fn stream(&self, id: StreamId) -> Result<Arc<CudaStream>, BackendError> {
         self.order.stream("stream", id)
+    }
+
+    fn check_foreign(&self, stream: &CudaStream) -> Result<(), BackendError> {
+        self.order.check_foreign(stream)
     }
 
     fn foreign_wait(&self, stream: &CudaStream, event: EventId) -> Result<(), BackendError> {

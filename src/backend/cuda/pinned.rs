@@ -76,6 +76,10 @@ impl super::Streams for PinnedHost {
         self.order.stream("stream", id)
     }
 
+    fn check_foreign(&self, stream: &CudaStream) -> Result<(), BackendError> {
+        self.order.check_foreign(stream)
+    }
+
     fn foreign_wait(&self, stream: &CudaStream, event: EventId) -> Result<(), BackendError> {
         self.order.foreign_wait(stream, event)
     }

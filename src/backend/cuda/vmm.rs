@@ -15,7 +15,8 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::driver::{Access, Current, Device, PageKind, PhysicalPage};
+use super::driver::{Current, Device, PhysicalPage};
+use super::library::{Access, PageKind};
 use crate::backend::host::table::{Table, contract, range_within};
 use crate::backend::{BackendError, Region, Span};
 use crate::ids::RegionId;
