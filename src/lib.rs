@@ -18,7 +18,8 @@
 //! # What there is
 //! Host memory ([`Allocator::host`]: addresses reserved once, committed by the page; [`Allocator::host_system`]: segments of
 //! the system's heap) and a simulated device ([`Allocator::simulated`]) with streams, capacity, and failures to order, which
-//! checks every rule that a device would punish. The features `cuda` and `wgpu` are names without content so far.
+//! checks every rule that a device would punish. With the feature `wgpu`, the memory of a wgpu device (`larder::wgpu`): segments over the
+//! caller's device and queue. The feature `cuda` is a name without content so far.
 //!
 //! A user meets six types: [`Allocator`] and [`Block`] (memory, owned: dropping gives it back), [`Stream`] (an order of device
 //! work), [`Config`], [`Stats`], and [`OomReport`]. Everything else is for those who work inside or look from outside.
@@ -29,13 +30,13 @@
 //!
 //! ```text
 //! floor 3  native/ diag/ trace/
-//!            native: host blocks as slices. diag: the segment map as text. trace: read, write, replay, models.
+//!            native: host blocks as slices, wgpu blocks as bindings. diag: the segment map as text. trace: read, write, replay, models.
 //! floor 2  allocator/
 //!            heaps, stream order, backend and policy joined: core, pool, ladder, pages, segments, streams, reclaim, report, handles
 //! floor 1  heap/ fence policy stats snapshot backend/
 //!            rooms that do not know each other (snapshot names stats and the backend's budget).
 //!            heap: where blocks lie. fence: which stream has seen which work. policy: config and pure choices.
-//!            stats: the accounting. snapshot: state and reports as data. backend: the trait, the host, the simulated device.
+//!            stats: the accounting. snapshot: state and reports as data. backend: the trait, the host, the simulated device, wgpu.
 //! floor 0  units ids
 //!            bytes and their text; newtypes of ids
 //! ```
