@@ -30,13 +30,17 @@ fn a_request_beyond_every_limit_is_too_large() {
 
 #[test]
 fn a_device_whose_buffers_are_smaller_than_a_segment_gives_what_it_can() {
-    let limits = Limits { max_buffer_size: MIB + 100, ..Limits::default() };
+    let limits = Limits { max_buffer_size: MIB + 600 * KIB, ..Limits::default() };
     let stage = Stage::over(noop(limits), Config::default());
     let max = stage.gpu.capabilities().region_max;
-    assert_eq!(max, MIB);
+    assert_eq!(max, MIB + 600 * KIB);
     let blocks = [stage.gpu.alloc(max).unwrap(), stage.gpu.alloc(1).unwrap(), stage.gpu.alloc(max - 1).unwrap()];
     stage.gpu.check().unwrap();
-    drop(blocks);
+    let data: Vec<u8> = (0..max).map(|at| (at % 251) as u8).collect();
+    stage.gpu.upload(&blocks[0], &data).unwrap();
+    assert!(stage.gpu.read::<u8>(&blocks[0]).unwrap() == data, "in pieces that a buffer can hold");
+    let odd = Limits { max_buffer_size: MIB + 100, ..Limits::default() };
+    assert_eq!(Stage::over(noop(odd), Config::default()).gpu.capabilities().region_max, MIB);
 }
 
 #[test]

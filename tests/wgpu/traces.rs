@@ -36,6 +36,7 @@ fn a_thousand_allocations_create_one_buffer_at_most() {
     for path in traces {
         let trace = Trace::load(&path).unwrap();
         let stage = Stage::with(device.clone(), WgpuConfig::default(), Config::default());
+        assert_eq!(stage.gpu.config().segment_min, WgpuConfig::default().segment_min, "what makes it so");
         let mut player = Player::new(&trace, &stage.gpu.erase(), None).unwrap();
         player.play(1, |_| true).unwrap_or_else(|stopped| panic!("{}: {stopped}", path.display()));
         let allocations = trace.ops().iter().filter(|op| matches!(op, Op::Alloc { .. })).count() as u64;

@@ -89,6 +89,8 @@ struct Shared {
     reached: Arc<AtomicU64>,
     uploads: Belt,
     reads: Belt,
+    /// Bytes of one transfer at most.
+    piece: usize,
     kernels: OnceLock<Kernels>,
     created: AtomicU64,
     refusals: AtomicU32,
@@ -128,16 +130,17 @@ impl Wgpu {
         let shared = Shared {
             caps: capabilities(&limits),
             driver,
-            limits,
             config,
             segments: RwLock::default(),
             recorded: Mutex::default(),
             reached: Arc::default(),
             uploads: Belt::new(MapMode::Write, config.staging_max),
             reads: Belt::new(MapMode::Read, config.staging_max),
+            piece: staging::piece(limits.max_buffer_size),
             kernels: OnceLock::new(),
             created: AtomicU64::new(0),
             refusals: AtomicU32::new(0),
+            limits,
         };
         Ok(Wgpu { shared: Arc::new(shared) })
     }

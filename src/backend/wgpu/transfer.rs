@@ -7,7 +7,6 @@ use std::time::Duration;
 use wgpu::CommandEncoder;
 
 use super::kernels::Kernels;
-use super::staging::PIECE;
 use super::{WAIT, WORD, Wgpu, contract, deadline};
 use crate::backend::{BackendError, Span};
 use crate::ids::RegionId;
@@ -19,11 +18,15 @@ impl Wgpu {
     /// # Errors
     /// Out of memory for the mapped buffer; a lost device; a span that is none.
     pub fn upload(&self, region: RegionId, offset: u64, bytes: &[u8]) -> Result<(), BackendError> {
-        for (at, piece) in bytes.chunks(PIECE).enumerate() {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        self.within("upload", words(region, offset, bytes))?;
+        for (at, piece) in bytes.chunks(self.shared.piece).enumerate() {
             if self.shared.uploads.lent() > self.shared.config.staging_max {
                 self.shared.driver.poll(Some(WAIT))?;
             }
-            let offset = offset + (at * PIECE) as u64;
+            let offset = offset + (at * self.shared.piece) as u64;
             self.submit("upload", |encoder| self.upload_in(encoder, region, offset, piece))?;
         }
         Ok(())
@@ -40,14 +43,12 @@ impl Wgpu {
         offset: u64,
         bytes: &[u8],
     ) -> Result<(), BackendError> {
-        let call = "upload";
         if bytes.is_empty() {
             return Ok(());
         }
-        let span = Span { region, offset, size: (bytes.len() as u64).next_multiple_of(WORD) };
-        let buffer = self.within(call, span)?;
-        for (at, piece) in bytes.chunks(PIECE).enumerate() {
-            let offset = offset + (at * PIECE) as u64;
+        let buffer = self.within("upload", words(region, offset, bytes))?;
+        for (at, piece) in bytes.chunks(self.shared.piece).enumerate() {
+            let offset = offset + (at * self.shared.piece) as u64;
             self.with_memory(|| self.shared.uploads.upload(&self.shared.driver, encoder, (&buffer, offset), piece))?;
         }
         Ok(())
@@ -70,8 +71,8 @@ impl Wgpu {
         }
         let buffer = self.range("read", Span { region, offset, size: bytes.len() as u64 })?;
         let until = deadline(patience);
-        for (at, piece) in bytes.chunks_mut(PIECE).enumerate() {
-            let offset = offset + (at * PIECE) as u64;
+        for (at, piece) in bytes.chunks_mut(self.shared.piece).enumerate() {
+            let offset = offset + (at * self.shared.piece) as u64;
             let read =
                 self.with_memory(|| self.shared.reads.read(&self.shared.driver, (&buffer, offset), piece, until))?;
             if !read {
@@ -140,4 +141,9 @@ impl Wgpu {
         let kernels = Kernels::new(&self.shared.driver, &self.shared.limits)?;
         Ok(self.shared.kernels.get_or_init(|| kernels))
     }
+}
+
+/// The whole words that bytes take.
+fn words(region: RegionId, offset: u64, bytes: &[u8]) -> Span {
+    Span { region, offset, size: (bytes.len() as u64).next_multiple_of(WORD) }
 }
