@@ -16,11 +16,14 @@
 //! ```
 //!
 //! # What there is
-//! Host memory ([`Allocator::host`]: addresses reserved once, committed by the page; [`Allocator::host_system`]: segments of
-//! the system's heap; [`Allocator::host_file`](Allocator): files, for more than the machine has) and a simulated device
-//! ([`Allocator::simulated`]) with streams, capacity, and failures to order, which checks every rule that a device would punish. The
-//! features `cuda` and `wgpu` are names without content so far. [`Device`] is any of them, chosen at run time, and [`Fallback`] an
-//! order of several.
+//! * **Host memory**: [`Allocator::host`] (addresses reserved once, committed by the page), [`Allocator::host_system`] (segments of
+//!   the system's heap), `Allocator::host_file` (files, for more than the machine has).
+//! * **CUDA**, with the feature `cuda` (module `cuda`): device memory over a context of yours, by the page or in segments; buffers that
+//!   cudarc's calls take; pinned host memory.
+//! * **wgpu**, with the feature `wgpu` (module `wgpu`): segments of a device of yours; bindings, recordings, bytes there and back.
+//! * **A simulated device** ([`Allocator::simulated`]) with streams, capacity, and failures to order, which checks every rule that a
+//!   device would punish.
+//! * **Any of them**: [`Device`], chosen at run time, with the reasons why others cannot be had; [`Fallback`], from one memory to the next.
 //!
 //! A user meets six types: [`Allocator`] and [`Block`] (memory, owned: dropping gives it back), [`Stream`] (an order of device
 //! work), [`Config`], [`Stats`], and [`OomReport`]. Everything else is for those who work inside or look from outside.
@@ -31,14 +34,15 @@
 //!
 //! ```text
 //! floor 3  native/ device/ fallback diag/ trace/
-//!            native: host blocks as slices. device: a device chosen at run time (knows native). fallback: this memory, else that
+//!            native: blocks as their users take them. device: a device chosen at run time (knows native). fallback: this memory, else that
 //!            one. diag: the segment map as text. trace: read, write, replay (on a device), models.
 //! floor 2  allocator/
 //!            heaps, stream order, backend and policy joined: core, pool, ladder, pages, segments, streams, reclaim, report, handles
 //! floor 1  heap/ fence policy stats pressure snapshot backend/
 //!            rooms that do not know each other (snapshot names stats and the backend's budget).
 //!            heap: where blocks lie. fence: which stream has seen which work. policy: config and pure choices.
-//!            stats: the accounting. pressure: how short memory is, in levels. snapshot: state and reports as data. backend: the trait, the host, the simulated device.
+//!            stats: the accounting. pressure: how short memory is, in levels. snapshot: state and reports as data.
+//!            backend: the trait; the host, CUDA, wgpu, the simulated device.
 //! floor 0  units ids
 //!            bytes and their text; newtypes of ids
 //! ```

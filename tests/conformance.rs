@@ -3,6 +3,12 @@
 //! Knows of a backend only its capabilities, and how to make one. A row in [`rows`] is a backend.
 #![allow(unsafe_code)]
 
+#[cfg(all(target_os = "linux", feature = "cuda"))]
+#[path = "conformance/cuda.rs"]
+mod cuda;
+#[cfg(all(target_os = "linux", feature = "cuda"))]
+#[path = "common/driver.rs"]
+mod driver;
 #[path = "conformance/misuse.rs"]
 mod misuse;
 #[path = "conformance/pages.rs"]
@@ -82,6 +88,14 @@ struct Row {
 }
 
 fn rows() -> Vec<Row> {
+    #[allow(unused_mut)]
+    let mut rows = rows_everywhere();
+    #[cfg(all(target_os = "linux", feature = "cuda"))]
+    rows.extend(cuda::rows());
+    rows
+}
+
+fn rows_everywhere() -> Vec<Row> {
     let zero = Some(Fresh::Zero);
     let mut rows = vec![
         Row { name: "system", make: || Box::new(System::new()), touch: &Cpu, fresh: zero },
@@ -333,6 +347,9 @@ fn every_backend_keeps_the_contract() {
         println!("{}", row.name);
         let backend = (row.make)();
         conform(&Subject::new(&*backend, &row));
+        drop(backend);
+        #[cfg(all(target_os = "linux", feature = "cuda"))]
+        assert_eq!(driver::shared_violations(), Vec::<String>::new(), "{}", row.name);
     }
 }
 

@@ -24,7 +24,7 @@ fn the_story_of_every_device_leaves_nothing_behind() {
         driver.reset(Machine { virtual_memory, ..driver.machine() });
         let device = Device::cuda(0, small()).unwrap();
         assert_eq!((device.offer().page.is_some(), device.is_software()), (virtual_memory, false));
-        assert_eq!(device.offer().streams, true);
+        assert!(device.offer().streams);
         story(&device);
         drop(device);
         driver.assert_clean();

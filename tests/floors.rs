@@ -40,7 +40,9 @@ const BESIDE: &[(&str, &str)] =
 
 /// The files that may hold `unsafe`.
 const UNSAFE: &[&str] = &[
+    "src/backend/cuda/compiler.rs",
     "src/backend/cuda/driver.rs",
+    "src/backend/cuda/library.rs",
     "src/backend/host/file.rs",
     "src/backend/host/mapping.rs",
     "src/backend/host/system.rs",

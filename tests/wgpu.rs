@@ -14,6 +14,8 @@ mod order;
 mod random;
 #[path = "wgpu/stage.rs"]
 mod stage;
+#[path = "wgpu/threads.rs"]
+mod threads;
 #[path = "wgpu/traces.rs"]
 mod traces;
 #[path = "wgpu/transfers.rs"]

@@ -8,7 +8,7 @@
 //!
 //! # Invariants
 //! * `device.reserved` is the sum of the pools' reserved bytes and changes under `slow` only;
-//! * events are recorded, queried and forgotten under `slow` only;
+//! * events that the clocks know are recorded, queried and forgotten under `slow` only;
 //! * pools are only ever added.
 
 use std::any::{Any, TypeId};
@@ -79,10 +79,10 @@ pub(crate) struct Core {
     pub kind: TypeId,
     /// Streams whose last handle went and that a slow call should retire.
     pub abandoned: Mutex<Vec<StreamId>>,
-    /// Streams that are open on the device, besides the default one.
-    pub open: Mutex<Vec<StreamId>>,
     /// Locked before a pool's state, never after.
     pub handles: Mutex<Handles>,
+    /// Streams that are open on the device, besides the default one.
+    pub open: Mutex<Vec<StreamId>>,
     /// Open recordings. Locked before a pool's state, never after.
     pub recordings: Mutex<Numbers>,
     /// How many captures are announced, and each one's stream and pool.
@@ -127,8 +127,8 @@ impl Core {
             default_limit,
             kind,
             abandoned: Mutex::new(Vec::new()),
-            open: Mutex::default(),
             handles: Mutex::default(),
+            open: Mutex::default(),
             recordings: Mutex::default(),
             captured: AtomicU32::new(0),
             captures: Mutex::default(),

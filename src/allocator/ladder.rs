@@ -487,7 +487,8 @@ impl<'a> Climb<'a> {
         }
         let until = self.patience();
         let before = self.pool.meter.read().idle();
-        let (mut unfinished, mut in_time) = (false, true);
+        let mut unfinished = self.core.keeps_graphs(slow);
+        let mut in_time = !unfinished || self.core.wait_unpinned(slow, until)?;
         for at in 0..self.core.pools().count() {
             let id = PoolId(at as u16);
             let streams: Vec<_> = self.core.pool(id).state.lock().clocks.streams().collect();

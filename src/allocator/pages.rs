@@ -3,8 +3,6 @@
 //! The driver is called with the window held and no state lock. What a failed call leaves half done is kept as it is: pages that
 //! moved are free pages at their new address, the rest is as before. So nothing is ever undone, and nothing is lost.
 
-use std::sync::atomic::Ordering::Relaxed;
-
 use super::core::{Core, Slow};
 use super::pool::{Grant, Need, Pool, State};
 use crate::backend::{BackendError, Span};
@@ -340,7 +338,7 @@ fn commit(
 /// Unmaps the old addresses of moved pages whose work is complete.
 pub(super) fn unmap_retired(core: &Core, id: PoolId, slow: &mut Slow) -> Result<(), BackendError> {
     let retired = &mut slow.retired[usize::from(id.0)];
-    if retired.is_empty() || core.captured.load(Relaxed) > 0 {
+    if retired.is_empty() {
         return Ok(());
     }
     let pool = core.pool(id);

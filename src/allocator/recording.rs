@@ -247,6 +247,24 @@ impl Core {
         result
     }
 
+    /// Whether pools of graphs that are gone are still kept.
+    pub(crate) fn keeps_graphs(&self, slow: &Slow) -> bool {
+        !slow.unpinning.is_empty() || !self.graphs_gone.lock().is_empty()
+    }
+
+    /// Waits on the host for the work that keeps the pools of graphs that are gone. Answers `false` when the time was over first, or when
+    /// nothing can be ordered behind some of it.
+    pub(crate) fn wait_unpinned(&self, slow: &mut Slow, until: Instant) -> Result<bool, BackendError> {
+        self.unpin(slow)?;
+        for event in slow.unpinning.iter().filter_map(|unpinning| unpinning.events.as_ref()).flatten() {
+            if !self.backend.host_wait(*event, Some(until.saturating_duration_since(Instant::now())))? {
+                return Ok(false);
+            }
+        }
+        self.unpin(slow)?;
+        Ok(slow.unpinning.is_empty())
+    }
+
     fn is_unpinned(&self, unpinning: &mut Unpinning) -> Result<bool, BackendError> {
         let pool = self.pool(unpinning.pool);
         if unpinning.events.is_none() {
@@ -273,17 +291,6 @@ impl Core {
         }
         pool.pin(false);
         Ok(true)
-    }
-}
-
-impl Core {
-    /// Waits for what [`Core::unpin`] would only look for.
-    pub(crate) fn wait_unpinned(&self, slow: &mut Slow, until: Instant) -> Result<(), BackendError> {
-        self.unpin(slow)?;
-        for event in slow.unpinning.iter().filter_map(|unpinning| unpinning.events.as_ref()).flatten() {
-            self.backend.host_wait(*event, Some(until.saturating_duration_since(Instant::now())))?;
-        }
-        self.unpin(slow)
     }
 }
 

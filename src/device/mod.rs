@@ -151,7 +151,7 @@ pub struct Offer {
     pub remap: bool,
     /// Whether that needs no completed work.
     pub alias: bool,
-    /// Whether work runs on streams.
+    /// Whether there are several streams. Without, work is done in one order.
     pub streams: bool,
     /// Whether streams can be captured into graphs.
     pub captures: bool,
@@ -305,7 +305,8 @@ impl Device {
             region_max: able.region_max,
             remap: able.remap,
             alias: able.alias,
-            streams: able.streams,
+            // wgpu has one queue.
+            streams: able.streams && self.kind != Kind::Wgpu,
             captures: able.captures,
             software: self.software,
         }

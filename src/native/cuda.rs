@@ -1,4 +1,4 @@
-//! CUDA memory for those who have a [`CudaContext`](cudarc::driver::CudaContext) in hand: device memory, and page-locked host memory.
+//! CUDA memory for those who have a [`CudaContext`] in hand: device memory, and page-locked host memory.
 //!
 //! ```no_run
 //! use larder::{Config, cuda};
@@ -20,6 +20,12 @@
 //! [`Allocator::stream_of`], as long as you keep what it answers; device memory and pinned memory each have to be told. On a stream that
 //! is not known everything works too, but whatever is done with a buffer there is waited for at once. The default stream of each
 //! thread (`per_thread_stream`) is another stream on each thread under one handle, and is refused.
+//!
+//! # Memory
+//! Device memory comes by the page where the device has virtual memory: free pages are moved together instead of being stranded between
+//! blocks, without a copy and without a wait, by mapping them at a second address while work on the first is unfinished. CUDA defines
+//! that for accesses that streams or events order; whoever has kernels that never end sets [`Config::alias`] to `false`, and pages move
+//! when their work is complete. Without virtual memory, or with [`CudaConfig::plain`], it comes in segments.
 //!
 //! # Graphs
 //! What is allocated while a stream is captured is used by the graph at each launch, so its addresses must stay what they are:

@@ -19,7 +19,7 @@ use cudarc::driver::{
 };
 
 use super::ViewError;
-use super::cuda::{Cuda, OnStreams, device};
+use super::cuda::{Cuda, device};
 use super::host::check_view;
 use super::ordering::{Ordering, Use};
 use crate::allocator::{AllocError, Allocator, Block, Stream};

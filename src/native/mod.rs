@@ -4,6 +4,8 @@
 pub mod cuda;
 #[cfg(feature = "cuda")]
 mod cudarc;
+#[cfg(feature = "cuda")]
+mod fill;
 mod host;
 #[cfg(feature = "cuda")]
 mod ordering;

@@ -114,13 +114,15 @@ impl Ordering {
                 ordered
             },
         );
-        match known {
-            Some(ordered) => (SyncOnDrop::Sync(None), ordered),
-            None => {
-                let before = self.uses.lock().before(how, None);
-                (SyncOnDrop::sync_stream(stream), follow(streams, &User::Unknown(stream), before))
-            }
+        if let Some(ordered) = known {
+            return (SyncOnDrop::Sync(None), ordered);
         }
+        if let Err(error) = streams.check_foreign(stream) {
+            // Waiting for it would end its capture.
+            return (SyncOnDrop::Sync(None), Err(error));
+        }
+        let before = self.uses.lock().before(how, None);
+        (SyncOnDrop::sync_stream(stream), follow(streams, &User::Unknown(stream), before))
     }
 
     /// As [`Ordering::begin`], for callers who cannot be given an error: it is left with the context, for the next call there.

@@ -15,7 +15,7 @@ use super::ViewError;
 use super::cuda::{OnStreams, Pinned};
 use super::host::check_view;
 use super::ordering::{Ordering, Use, wait_for};
-use crate::allocator::{AllocError, Allocator, Block};
+use crate::allocator::{AllocError, Allocator, Block, Stream};
 
 /// Elements in page-locked host memory, which `cudarc`'s copies take as source and target without a detour.
 #[derive(Debug)]
@@ -27,18 +27,27 @@ pub struct PinnedBuffer<T> {
 }
 
 impl Allocator<Pinned> {
-    /// A buffer of `len` elements, of unspecified values.
+    /// A buffer of `len` elements for a stream, of unspecified values.
     ///
     /// # Errors
     /// As [`Request::alloc`](crate::Request::alloc).
     #[track_caller]
-    pub fn buffer<T: AnyBitPattern>(&self, len: usize) -> Result<PinnedBuffer<T>, AllocError> {
+    pub fn buffer_on<T: AnyBitPattern>(&self, stream: &Stream, len: usize) -> Result<PinnedBuffer<T>, AllocError> {
         let bytes = (len as u64).checked_mul(size_of::<T>() as u64);
         let max = self.capabilities().region_max;
         let bytes = bytes.ok_or(AllocError::TooLarge { requested: u64::MAX, max })?;
-        let block = self.request(bytes).align(align_of::<T>() as u64).alloc()?;
+        let block = self.request(bytes).align(align_of::<T>() as u64).on(stream).alloc()?;
         // Such memory is given out when all work on it is complete.
         Ok(PinnedBuffer { block, len, ordering: Ordering::default(), element: PhantomData })
+    }
+
+    /// As [`Allocator::buffer_on`], for the default stream.
+    ///
+    /// # Errors
+    /// As [`Allocator::buffer_on`].
+    #[track_caller]
+    pub fn buffer<T: AnyBitPattern>(&self, len: usize) -> Result<PinnedBuffer<T>, AllocError> {
+        self.buffer_on(&self.default_stream(), len)
     }
 }
 

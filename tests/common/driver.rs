@@ -1,12 +1,12 @@
 //! The CUDA driver that tests talk to: the stand-in of `tests/standin`, built and loaded here, or the machine's own.
 //!
 //! With `LARDER_CUDA=real` in the environment nothing is built: [`any`] then lets tests run against the machine's driver, and what
-//! needs the stand-in's controls ([`standin`]) is reported as not run. The library is loaded under both names that callers look for,
-//! and once for the process, so tests of one process take turns: each has the driver for itself while it holds what it was given,
+//! needs the stand-in's controls ([`standin`]) is reported as not run. The library is loaded under the names that callers look for, NVRTC's
+//! among them, and once for the process, so tests of one process take turns: each has the driver for itself while it holds what it was given,
 //! and begins in a new world.
 #![allow(dead_code, unsafe_code)]
 
-use std::ffi::{CStr, CString, c_char, c_int};
+use std::ffi::{CString, c_char, c_int};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -33,6 +33,8 @@ pub struct Machine {
     pub peers: bool,
     /// Bytes of each device.
     pub capacity: u64,
+    /// The granularity of virtual memory.
+    pub page: u64,
 }
 
 /// What is alive.
@@ -77,6 +79,14 @@ fn is_real() -> bool {
     env::var_os("LARDER_CUDA").is_some_and(|value| value == "real")
 }
 
+/// The driver for tests that share it: no turn is taken and no world begun. `false`: it is the machine's.
+pub fn shared() -> bool {
+    if !is_real() {
+        LazyLock::force(&LOADED);
+    }
+    !is_real()
+}
+
 /// The driver of the machine where that is wanted, else the stand-in.
 pub struct Any {
     pub standin: Option<Standin>,
@@ -112,6 +122,15 @@ macro_rules! control {
             symbol($($value),*)
         }
     }};
+}
+
+/// What went wrong for those who share the driver.
+pub fn shared_violations() -> Vec<String> {
+    if is_real() { Vec::new() } else { violations() }
+}
+
+fn violations() -> Vec<String> {
+    lines(|room, size| control!(b"standin_violations" as fn(*mut u8, usize) -> usize; room, size))
 }
 
 impl Standin {
@@ -185,7 +204,7 @@ impl Standin {
 
     /// What went wrong since the last clear.
     pub fn violations(&self) -> Vec<String> {
-        lines(|room, size| control!(b"standin_violations" as fn(*mut u8, usize) -> usize; room, size))
+        violations()
     }
 
     pub fn clear_violations(&self) {
@@ -197,6 +216,11 @@ impl Standin {
     pub fn assert_clean(&self) {
         let violations = self.violations();
         assert!(violations.is_empty(), "\n{}", violations.join("\n"));
+    }
+
+    /// The entry points that planted failures have struck.
+    pub fn struck(&self) -> Vec<String> {
+        lines(|room, size| control!(b"standin_struck" as fn(*mut u8, usize) -> usize; room, size))
     }
 
     /// What is alive, in words.
@@ -224,20 +248,19 @@ fn lines(give: impl Fn(*mut u8, usize) -> usize) -> Vec<String> {
 
 // ---- building and loading
 
-/// The name that most callers try first; and the one that the system's own library has.
-const NAMES: [&CStr; 2] = [c"libcuda.so", c"libcuda.so.1"];
+/// The name under which most callers look for the driver first; the one that the system's own library has; and NVRTC's.
+const NAMES: [&str; 3] = ["libcuda.so", "libcuda.so.1", "libnvrtc.so"];
 
 fn load() -> Library {
     let folder = built();
-    let [library, alias] = NAMES.map(|name| folder.join(name.to_str().expect("plain")));
-    let open = |path: &Path| {
+    let [library, driver, compiler] = NAMES.map(|name| {
+        let path = folder.join(name);
         // SAFETY: our own library, whose loading runs nothing but what Rust's runtime does.
-        unsafe { Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL) }
+        unsafe { Library::open(Some(&path), RTLD_NOW | RTLD_GLOBAL) }
             .unwrap_or_else(|error| panic!("{}: {error}", path.display()))
-    };
-    let library = open(&library);
-    // It stays for the life of the process, as the driver does.
-    std::mem::forget(open(&alias));
+    });
+    // They stay for the life of the process, as the driver does.
+    std::mem::forget((driver, compiler));
     library
 }
 
@@ -258,13 +281,15 @@ pub fn built() -> PathBuf {
     let draft = base.join(format!("standin-draft-{}", std::process::id()));
     let _ = fs::remove_dir_all(&draft);
     fs::create_dir_all(&draft).expect("the target folder can be written");
-    let [library, alias] = NAMES.map(|name| name.to_str().expect("plain"));
+    let [library, aliases @ ..] = NAMES;
     compile(&rustc, &sources.join("lib.rs"), &draft, library, &[]);
-    // The other name: a library of nothing that needs the first, so that a symbol looked up in it is found there.
+    // The other names: libraries of nothing that need the first, so that a symbol looked up in them is found there.
     let empty = draft.join("alias.rs");
     fs::write(&empty, "//! Another name for the library that it needs.\n").expect("the draft can be written");
     let needs = format!("link-arg=-Wl,--no-as-needed,-L{},-l:{library}", draft.display());
-    compile(&rustc, &empty, &draft, alias, &[&needs]);
+    for alias in aliases {
+        compile(&rustc, &empty, &draft, alias, &[&needs]);
+    }
     if fs::rename(&draft, &folder).is_err() {
         assert!(folder.is_dir(), "neither built here nor by another process");
         let _ = fs::remove_dir_all(&draft);
@@ -274,7 +299,7 @@ pub fn built() -> PathBuf {
 
 fn compile(rustc: &std::ffi::OsStr, source: &Path, folder: &Path, name: &str, extra: &[&str]) {
     let mut command = Command::new(rustc);
-    command.args(["--edition", "2024", "--crate-type", "cdylib", "--crate-name", "standin", "-C", "opt-level=1"]);
+    command.args(["--edition", "2024", "--crate-type", "cdylib", "--crate-name", "standin", "-C", "opt-level=2"]);
     command.args(["-C", "debuginfo=line-tables-only", "-C", &format!("link-arg=-Wl,-soname,{name}")]);
     command.args(extra.iter().flat_map(|argument| ["-C", argument]));
     let output = command.arg("-o").arg(folder.join(name)).arg(source).output().expect("rustc can be run");

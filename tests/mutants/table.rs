@@ -28,6 +28,13 @@ const fn stream(name: &'static str, edits: &'static [Edit]) -> Mutant {
     Mutant { name, edits, caught_by: "stream_model" }
 }
 
+const fn cuda(name: &'static str, edits: &'static [Edit]) -> Mutant {
+    Mutant { name, edits, caught_by: "cuda" }
+}
+
+const VMM: &str = "backend/cuda/vmm.rs";
+const ORDER: &str = "backend/cuda/order.rs";
+const DRIVER: &str = "backend/cuda/driver.rs";
 const FENCE: &str = "fence.rs";
 const CORE: &str = "allocator/core.rs";
 const POOL: &str = "allocator/pool.rs";
@@ -237,6 +244,15 @@ pub const MUTANTS: &[Mutant] = &[
         &[edit(POOL, "segment.3 && segment.0 <= most", "segment.0 <= most")],
     ),
     Mutant {
+        name: "bytes are copied into a block before the work that it is in use by",
+        edits: &[edit(
+            "device/transfer.rs",
+            "self.settle()?;\n        if let Some(view) = self.host_bytes_mut()",
+            "if let Some(view) = self.host_bytes_mut()",
+        )],
+        caught_by: "device_cuda",
+    },
+    Mutant {
         name: "space on the disk is not taken beforehand",
         edits: &[edit("backend/host/mapping.rs", "file::fill(file, range.clone())?;", "let _ = file;")],
         caught_by: "file_memory",
@@ -256,4 +272,127 @@ pub const MUTANTS: &[Mutant] = &[
         edits: &[edit("fallback.rs", "refused_bytes.fetch_add(bytes, Relaxed)", "refused_bytes.load(Relaxed)")],
         caught_by: "fallback",
     },
+    cuda(
+        "CUDA: an event is taken to be done",
+        &[edit(
+            ORDER,
+            "self.device.enter()?.is_done(&event)\n",
+            "self.device.enter()?.is_done(&event).map(|_| true)\n",
+        )],
+    ),
+    cuda(
+        "CUDA: a wait of the host ends at once",
+        &[edit(ORDER, "if self.device.enter()?.is_done(&event)? {", "if self.device.enter().is_ok() {")],
+    ),
+    cuda(
+        "CUDA: a stream's wait is not given to the driver",
+        &[edit(
+            ORDER,
+            "refuse_capture(&current, &stream, id)?;\n        current.wait(&stream, &event)",
+            "refuse_capture(&current, &stream, id)",
+        )],
+    ),
+    cuda(
+        "CUDA: an event is recorded on the default stream",
+        &[edit(
+            ORDER,
+            "let stream = self.stream(\"record\", id)?;",
+            "let stream = self.stream(\"record\", StreamId(u16::from(id.0 > 99)))?;",
+        )],
+    ),
+    cuda(
+        "CUDA: an event is used again while it is waited for",
+        &[
+            edit(
+                ORDER,
+                "Ok(()) => Ok(events.keep(event)),",
+                "Ok(()) => { events.idle.push(Event::again(&event)); Ok(events.keep(event)) }",
+            ),
+            edit(
+                DRIVER,
+                "pub(super) struct Event(usize);",
+                "pub(super) struct Event(usize);\n\nimpl Event {\n    pub(super) fn again(&self) -> Event {\n        Event(self.0)\n    }\n}",
+            ),
+        ],
+    ),
+    cuda(
+        "CUDA: events are recorded on captured streams",
+        &[
+            edit(ORDER, "refuse_capture(&current, &stream, id)?;\n        let idle", "let idle"),
+            edit(ORDER, ".and_then(|()| refuse_capture(&current, &stream, id));", ";"),
+        ],
+    ),
+    cuda(
+        "CUDA: calls are not made in the relaxed capture mode",
+        &[edit(DRIVER, "let mut mode = RELAXED;", "let mut mode = 0 * RELAXED;")],
+    ),
+    cuda("CUDA: the context that was current is not put back", &[edit(DRIVER, "current.context = Some(was);", "")]),
+    cuda(
+        "CUDA: zeros are written on the default stream",
+        &[edit(
+            "backend/cuda/mod.rs",
+            "let stream = self.order.stream(\"zero\", stream)?;",
+            "let stream = self.order.stream(\"zero\", StreamId(stream.0 / 1000))?;",
+        )],
+    ),
+    cuda(
+        "CUDA: what was mapped before a failure stays mapped",
+        &[edit(VMM, "for at in range.take(mapped) {", "for at in range.take(mapped.min(0)) {")],
+    ),
+    cuda(
+        "CUDA: pages of a growth that failed are forgotten",
+        &[edit(
+            VMM,
+            "pages.into_iter().for_each(|page| self.stock.let_go(current, page));\n                Err(error)",
+            "std::mem::forget(pages);\n                Err(error)",
+        )],
+    ),
+    cuda(
+        "CUDA: pages unmapped before a failure are not mapped again",
+        &[edit(VMM, "if gone.is_empty() { Ok(()) }", "if gone.start < usize::MAX { Ok(()) }")],
+    ),
+    cuda(
+        "CUDA: access is set for the first page of a run",
+        &[edit(
+            VMM,
+            "current.set_access(start, size, &self.access)",
+            "current.set_access(start, size.min(self.page), &self.access)",
+        )],
+    ),
+    cuda(
+        "CUDA: unmapped pages are neither kept nor released",
+        &[edit(
+            VMM,
+            "for_each(|page| self.stock.let_go(&current, page));\n            Ok(())",
+            "for_each(std::mem::forget);\n            Ok(())",
+        )],
+    ),
+    cuda(
+        "CUDA: a page mapped twice goes to the stock at the first unmapping",
+        &[
+            edit(
+                VMM,
+                "let Some(page) = Arc::into_inner(page) else { return };",
+                "let page = Arc::try_unwrap(page).unwrap_or_else(|page| page.again());",
+            ),
+            edit(
+                DRIVER,
+                "pub(super) struct PhysicalPage(u64);",
+                "pub(super) struct PhysicalPage(u64);\n\nimpl PhysicalPage {\n    pub(super) fn again(&self) -> PhysicalPage {\n        PhysicalPage(self.0)\n    }\n}",
+            ),
+        ],
+    ),
+    cuda(
+        "CUDA: a page that the driver does not take back is forgotten",
+        &[edit(
+            VMM,
+            "if let Err(page) = current.release_page(page) {\n            self.pages.lock().push(page);",
+            "if let Err(page) = current.release_page(page) {\n            std::mem::forget(page);",
+        )],
+    ),
+    cuda(
+        "CUDA: a segment is not freed",
+        &[edit("backend/cuda/plain.rs", "segment.device.enter()?.free(segment.start)?;", "segment.device.enter()?;")],
+    ),
+    cuda("CUDA: a lost device is asked again", &[edit(DRIVER, "self.device.give_up();\n            }", "}")]),
 ];

@@ -177,6 +177,9 @@ controls! {
 
     fn standin_clear_violations() { world().violations.clear() }
 
+    /// The entry points that planted failures have struck, a line each.
+    fn standin_struck(room: *mut u8, size: usize) -> usize { give(&world().struck.join("\n"), room, size) }
+
     /// What is alive, a line each.
     fn standin_leaks(room: *mut u8, size: usize) -> usize { give(&world().leaks().join("\n"), room, size) }
 

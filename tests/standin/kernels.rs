@@ -29,6 +29,30 @@ pub static KERNELS: &[Kernel] = &[
         run: |a, _| (a[1] as u32).to_le_bytes().repeat(a[2] as usize),
     },
     Kernel {
+        name: "fill_u64", // (destination, value, elements)
+        arguments: &[8, 8, 8],
+        uses: |a| vec![Use::write(a[0], a[2] * 8)],
+        run: |a, _| a[1].to_le_bytes().repeat(a[2] as usize),
+    },
+    Kernel {
+        name: "fill_u128", // (destination, low half, high half, elements)
+        arguments: &[8, 8, 8, 8],
+        uses: |a| vec![Use::write(a[0], a[3] * 16)],
+        run: |a, _| [a[1].to_le_bytes(), a[2].to_le_bytes()].concat().repeat(a[3] as usize),
+    },
+    Kernel {
+        name: "fill_u64", // (destination, value, elements)
+        arguments: &[8, 8, 8],
+        uses: |a| vec![Use::write(a[0], a[2] * 8)],
+        run: |a, _| a[1].to_le_bytes().repeat(a[2] as usize),
+    },
+    Kernel {
+        name: "fill_u128", // (destination, low half, high half, elements)
+        arguments: &[8, 8, 8, 8],
+        uses: |a| vec![Use::write(a[0], a[3] * 16)],
+        run: |a, _| [a[1].to_le_bytes(), a[2].to_le_bytes()].concat().repeat(a[3] as usize),
+    },
+    Kernel {
         name: "copy_u8", // (destination, source, bytes)
         arguments: &[8, 8, 8],
         uses: |a| vec![Use::read(a[1], a[2]), Use::write(a[0], a[2])],

@@ -21,13 +21,15 @@
 //! * `cuMemFree` and `cuMemFreeHost` wait for the device, as the driver does without promising it; that work on the memory was
 //!   unfinished, or that the host did not know it to be finished, is a violation. The same holds for `cuMemUnmap`, which waits for
 //!   nothing.
-//! * `cuMemUnmap` takes one or more whole mappings, `cuMemMap` only offset 0 and the whole handle, sizes are multiples of 2 MiB.
+//! * `cuMemUnmap` takes one or more whole mappings, `cuMemMap` only offset 0 and the whole handle, sizes are multiples of 2 MiB
+//!   (or of less, where a test wants small pages).
 //! * Copies from pageable memory are staged at the call, copies to it return when done; with pinned memory both are asynchronous.
 //! * Stream 0 is the legacy default stream: it waits for earlier work of every blocking stream, and they for its; stream 2 is a
 //!   blocking stream of each thread.
 //! * During a capture, calls that allocate, free, map, unmap, wait or query are potentially unsafe: refused with error 900 to
 //!   threads whose mode does not allow them, and the capture is over. The driver lets some of the mapping calls pass. Stream-ordered
 //!   allocation, launches of graphs and copies with pageable memory within a capture are refused, which the driver allows.
+//! * NVRTC, which is exported too, takes any source that has a kernel; kernels are found by name among those of `kernels.rs`.
 //! * A graph runs its streams beside each other, as captured. Events, streams and graphs may be destroyed while work needs them.
 //! * Errors of one call never show up at another, except for a lost device.
 #![allow(non_snake_case)]

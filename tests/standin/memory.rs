@@ -11,8 +11,6 @@ use crate::clock::Clock;
 use crate::code::{self, Outcome};
 use crate::history::History;
 
-/// Pages of virtual memory, and the granularity of everything in it.
-pub const PAGE: u64 = 2 << 20;
 /// Plain allocations start at multiples of this.
 pub const PLAIN_ALIGN: u64 = 512;
 /// Where device addresses begin; nothing of this process lies here.
@@ -124,6 +122,8 @@ pub struct Piece {
 /// Everything that has an address or bytes.
 pub struct Memory {
     pub capacity: u64,
+    /// Pages of virtual memory, and the granularity of everything in it.
+    pub page: u64,
     /// Bytes of addresses that may be reserved at a time.
     pub address_limit: u64,
     pub extents: BTreeMap<ExtentId, Extent>,
@@ -143,9 +143,10 @@ pub struct Memory {
 }
 
 impl Memory {
-    pub fn new(capacity: u64) -> Memory {
+    pub fn new(capacity: u64, page: u64) -> Memory {
         Memory {
             capacity,
+            page,
             address_limit: 1 << 45,
             extents: BTreeMap::new(),
             mappings: BTreeMap::new(),
@@ -183,7 +184,7 @@ impl Memory {
     fn addresses(&mut self, size: u64, align: u64) -> u64 {
         let base = self.next_address.next_multiple_of(align);
         // Never adjacent to what comes next: an access past the end leads nowhere.
-        self.next_address = base + size + PAGE;
+        self.next_address = base + size + self.page;
         base
     }
 
@@ -237,14 +238,14 @@ impl Memory {
     }
 
     pub fn reserve(&mut self, size: u64, align: u64) -> Outcome<u64> {
-        if size == 0 || !size.is_multiple_of(PAGE) || (align != 0 && !align.is_power_of_two()) {
+        if size == 0 || !size.is_multiple_of(self.page) || (align != 0 && !align.is_power_of_two()) {
             return Err(code::INVALID_VALUE);
         }
         let held: u64 = self.reserved.values().sum();
         if size > self.address_limit.saturating_sub(held) {
             return Err(code::OUT_OF_MEMORY);
         }
-        let at = self.addresses(size, align.max(PAGE));
+        let at = self.addresses(size, align.max(self.page));
         self.reserved.insert(at, size);
         Ok(at)
     }
@@ -261,7 +262,7 @@ impl Memory {
 
     /// A physical handle.
     pub fn create(&mut self, device: Device, size: u64, properties: Properties) -> Outcome<u64> {
-        if size == 0 || !size.is_multiple_of(PAGE) {
+        if size == 0 || !size.is_multiple_of(self.page) {
             return Err(code::INVALID_VALUE);
         }
         let extent = self.add_chunks(device, size)?;
@@ -297,7 +298,7 @@ impl Memory {
     pub fn map(&mut self, at: u64, size: u64, handle: u64) -> Outcome {
         let (extent, _) = *self.handles.get(&handle).ok_or(code::INVALID_VALUE)?;
         let inside = self.reserved.range(..=at).next_back().is_some_and(|(base, whole)| at + size <= base + whole);
-        if self.extents[&extent].size != size || !inside || !at.is_multiple_of(PAGE) {
+        if self.extents[&extent].size != size || !inside || !at.is_multiple_of(self.page) {
             return Err(code::INVALID_VALUE);
         }
         if self.overlapped(at, size).next().is_some() {
@@ -383,6 +384,17 @@ impl Memory {
                 let (now, later) = bytes.split_at(part.len());
                 part.copy_from_slice(now);
                 bytes = later;
+            });
+        }
+    }
+
+    /// Repeats a pattern; pieces are aligned to it.
+    pub fn fill(&mut self, pieces: &[Piece], pattern: &[u8]) {
+        for piece in pieces {
+            let extent = self.extents.get_mut(&piece.extent).expect("mapped");
+            extent.visit(piece.bytes.clone(), |part| match pattern {
+                [byte] => part.fill(*byte),
+                _ => part.chunks_exact_mut(pattern.len()).for_each(|place| place.copy_from_slice(pattern)),
             });
         }
     }

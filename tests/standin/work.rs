@@ -139,10 +139,7 @@ impl World {
                 // SAFETY: the caller of the copy gave room for its size and waits until this has run.
                 unsafe { pointer.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) }
             }
-            Op::Fill { pattern, size, .. } => {
-                let bytes = pattern.repeat(size as usize / pattern.len());
-                self.memory.write(&pieces[0], &bytes);
-            }
+            Op::Fill { pattern, .. } => self.memory.fill(&pieces[0], &pattern),
             Op::Kernel { kernel, arguments } => {
                 let (output, inputs) = pieces.split_last().expect("a kernel writes");
                 let inputs: Vec<Vec<u8>> = inputs.iter().map(|pieces| self.memory.read(pieces)).collect();

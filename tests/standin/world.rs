@@ -54,6 +54,8 @@ pub struct Machine {
     pub peers: bool,
     /// Bytes of each device.
     pub capacity: u64,
+    /// The granularity of virtual memory; 2 MiB on all real ones.
+    pub page: u64,
 }
 
 impl Machine {
@@ -69,6 +71,7 @@ impl Machine {
             pools: number("STANDIN_POOLS", 1) != 0,
             peers: number("STANDIN_PEERS", 1) != 0,
             capacity: number("STANDIN_CAPACITY", 1 << 30),
+            page: number("STANDIN_PAGE", 2 << 20),
         }
     }
 }
@@ -100,6 +103,8 @@ pub struct World {
     pub retained: BTreeMap<Device, u32>,
     pub faults: Vec<Fault>,
     pub counts: BTreeMap<String, u64>,
+    /// The entry points that planted faults have struck.
+    pub struck: Vec<&'static str>,
     pub lost: Option<Code>,
     pub patience: u64,
     pub violations: Vec<String>,
@@ -141,7 +146,7 @@ impl World {
     pub fn new(machine: Machine) -> World {
         World {
             machine,
-            memory: Memory::new(machine.capacity),
+            memory: Memory::new(machine.capacity, machine.page),
             queues: BTreeMap::new(),
             next_queue: 0,
             host: Arc::default(),
@@ -158,6 +163,7 @@ impl World {
             retained: BTreeMap::new(),
             faults: Vec::new(),
             counts: BTreeMap::new(),
+            struck: Vec::new(),
             lost: None,
             patience: 64,
             violations: Vec::new(),
@@ -167,12 +173,12 @@ impl World {
         }
     }
 
-    fn admit(&mut self, name: &'static str, gate: Gate) -> Outcome {
+    fn admit(&mut self, entry: &'static str, gate: Gate) -> Outcome {
         if gate == Gate::None {
             return Ok(());
         }
         let mut strikes = None;
-        for name in [name, "*"] {
+        for name in [entry, "*"] {
             let count = self.count(name) + 1;
             self.counts.insert(name.to_owned(), count);
             let strike = self
@@ -181,10 +187,11 @@ impl World {
                 .find(|fault| fault.name == name && (fault.at == count || fault.for_ever && fault.at <= count));
             strikes = strikes.or(strike.map(|fault| fault.code));
         }
+        self.struck.extend(strikes.map(|_| entry));
         if let Some(code) = self.lost.or(strikes) {
             return Err(code);
         }
-        if name == "cuInit" {
+        if entry == "cuInit" {
             self.initialised = self.machine.init == 0;
             return if self.initialised { Ok(()) } else { Err(self.machine.init) };
         }

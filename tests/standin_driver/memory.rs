@@ -119,6 +119,24 @@ fn kernels_run_by_name() {
 }
 
 #[test]
+fn source_is_compiled_and_its_kernels_run() {
+    let Some(driver) = standin() else { return };
+    let gpu = Gpu::new();
+    let stream = gpu.stream();
+    assert!(cudarc::nvrtc::compile_ptx("int nothing;").is_err());
+    let module = gpu.context.load_module(cudarc::nvrtc::compile_ptx("__global__ void fill_u64() {}").unwrap()).unwrap();
+    let fill = module.load_function("fill_u64").unwrap();
+    let mut wide = stream.alloc_zeros::<u64>(10).unwrap();
+    // SAFETY: the arguments are the kernel's.
+    let launched = unsafe {
+        stream.launch_builder(&fill).arg(&mut wide).arg(&7_u64).arg(&9_u64).launch(LaunchConfig::for_num_elems(9))
+    };
+    launched.unwrap();
+    assert_eq!(stream.clone_dtoh(&wide).unwrap(), [7, 7, 7, 7, 7, 7, 7, 7, 7, 0]);
+    driver.assert_clean();
+}
+
+#[test]
 fn pinned_memory_is_copied_when_the_stream_comes_to_it() {
     let Some(driver) = standin() else { return };
     let gpu = Gpu::new();

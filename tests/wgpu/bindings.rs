@@ -1,6 +1,6 @@
 //! Blocks as bindings: alone, beside each other in one buffer, and apart.
 
-use larder::units::KIB;
+use larder::units::{KIB, MIB};
 use larder::wgpu::api::{BindingResource, ErrorFilter, Limits};
 use larder::wgpu::{BindingError, same_segment};
 use larder::{Block, Config};
@@ -75,6 +75,23 @@ fn a_request_may_be_kept_apart_from_several() {
         let empty = stage.gpu.alloc(0).unwrap();
         let d = stage.gpu.request(256).apart_from(&empty).apart_from(&c).alloc().unwrap();
         assert!(!same_segment(&a, &b) && !same_segment(&a, &c) && !same_segment(&b, &c) && !same_segment(&c, &d));
+        assert!(a.address() != b.address() && b.address() != c.address() && a.address() != c.address());
         assert_eq!(stage.backing.created(), 3, "the fourth lies beside the first or the second");
     }
+}
+
+#[test]
+fn a_buffer_that_somebody_kept_does_not_keep_the_memory() {
+    let Some(device) = adapter(|_| {}) else { return };
+    let stage = Stage::over(device, Config::default());
+    let segments = || {
+        let report = stage.device().generate_allocator_report().expect("Vulkan reports");
+        report.allocations.iter().filter(|held| held.name.starts_with("larder r")).count()
+    };
+    let block = stage.gpu.alloc(20 * MIB).unwrap();
+    let kept = block.buffer().unwrap().clone();
+    assert_eq!(segments(), 1);
+    drop(block);
+    stage.gpu.purge().unwrap();
+    assert_eq!((segments(), kept.size()), (0, 20 * MIB));
 }

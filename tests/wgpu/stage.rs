@@ -14,8 +14,13 @@ pub struct Stage {
 }
 
 impl Stage {
-    pub fn over((device, queue): (Device, Queue), config: Config) -> Stage {
-        let backing = Backing::new(&device, &queue, WgpuConfig::default()).unwrap();
+    /// With segments as small as the config says: buffers without a device are made of zeros at once.
+    pub fn over(device: (Device, Queue), config: Config) -> Stage {
+        Stage::with(device, WgpuConfig { segment_min: 0, ..WgpuConfig::default() }, config)
+    }
+
+    pub fn with((device, queue): (Device, Queue), wgpu: WgpuConfig, config: Config) -> Stage {
+        let backing = Backing::new(&device, &queue, wgpu).unwrap();
         Stage { gpu: over(&backing, config).unwrap(), backing }
     }
 

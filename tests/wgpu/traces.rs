@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use larder::Config;
 use larder::trace::replay::Player;
 use larder::trace::{Op, Trace};
+use larder::wgpu::WgpuConfig;
 
 use crate::common::full;
 use crate::stage::{Stage, adapter};
@@ -34,7 +35,8 @@ fn a_thousand_allocations_create_one_buffer_at_most() {
     assert!(!traces.is_empty());
     for path in traces {
         let trace = Trace::load(&path).unwrap();
-        let stage = Stage::over(device.clone(), Config::default());
+        let stage = Stage::with(device.clone(), WgpuConfig::default(), Config::default());
+        assert_eq!(stage.gpu.config().segment_min, WgpuConfig::default().segment_min, "what makes it so");
         let mut player = Player::new(&trace, &stage.gpu.erase(), None).unwrap();
         player.play(1, |_| true).unwrap_or_else(|stopped| panic!("{}: {stopped}", path.display()));
         let allocations = trace.ops().iter().filter(|op| matches!(op, Op::Alloc { .. })).count() as u64;

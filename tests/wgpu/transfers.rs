@@ -1,5 +1,7 @@
 //! Bytes there, on the device, and back: every length and place, and never beyond the block.
 
+use std::time::Duration;
+
 use larder::Config;
 use larder::backend::Backend;
 use larder::units::{KIB, MIB};
@@ -108,6 +110,20 @@ fn belts_use_their_buffers_again_and_give_them_back() {
         assert!(stage.backing.beneath() <= spare, "{} of {spare}", stage.backing.beneath());
         assert_eq!(gpu.snapshot().beneath, stage.backing.beneath());
         round();
+    }
+}
+
+#[test]
+fn the_rest_of_a_last_word_is_zeros_and_not_what_travelled_before() {
+    for stage in stages(&Config::default()) {
+        let region = stage.backing.grow_segment(4 * KIB).unwrap().id;
+        let mut bytes = [7; 8];
+        stage.backing.upload(region, 0, &[0xFF; 64]).unwrap();
+        let read = |bytes: &mut [u8]| stage.backing.read(region, 0, bytes, Duration::from_secs(60)).unwrap();
+        assert!(read(&mut bytes));
+        stage.backing.upload(region, 0, &[1; 5]).unwrap();
+        assert!(read(&mut bytes));
+        assert_eq!(bytes, [1, 1, 1, 1, 1, 0, 0, 0]);
     }
 }
 

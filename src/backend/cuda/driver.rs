@@ -1,111 +1,28 @@
-//! The CUDA driver: its library, the functions of it that are used here, and thin wrappers that answer [`BackendError`].
-//!
-//! The functions are resolved here and not called through `cudarc`: a missing one is an error instead of a panic, a result code that
-//! the bindings do not know is a number instead of an impossible value of an enum, and nothing depends on how `cudarc` finds the driver
-//! or for which version of it it was built. Layouts of structures are the driver's, the same in all versions since 11.2.
+//! The driver's calls for one context, as thin wrappers that answer [`BackendError`].
 //!
 //! Knows no regions, pages or streams of ours.
 //!
-//! Invariants: the library stays loaded for ever; events and handles come from the driver and are given back to it by value, once.
+//! Invariants: events, pages and the like come from the driver and are given back to it by value, once; while a [`Current`] lives the
+//! context is current on its thread, and afterwards what was before.
 #![allow(unsafe_code)]
 
-use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::ffi::{CStr, c_int, c_uint, c_void};
 use std::marker::PhantomData;
 use std::ptr::null_mut;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use cudarc::driver::{CudaContext, CudaStream, DriverError, sys};
-use libloading::Library;
+use cudarc::driver::{CudaContext, CudaStream, DriverError};
 
-use super::probe::CudaUnavailable;
+use super::library::{Access, Driver, PageKind};
 use crate::backend::{BackendError, Budget};
 
-/// What the driver calls success.
-const SUCCESS: c_int = 0;
-const OUT_OF_MEMORY: c_int = 2;
-const NO_DEVICE: c_int = 100;
 const NOT_READY: c_int = 600;
 /// The default stream was asked about while another stream, which it would wait for, is being captured.
 const CAPTURE_IMPLICIT: c_int = 906;
-/// Results after which every later call fails too: the driver is closing down, the context is gone, or a kernel broke it.
-const LOST: &[c_int] = &[3, 4, 46, 201, 214, 220, 226, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721, 810, 911];
 /// `CU_STREAM_CAPTURE_MODE_RELAXED`: calls that a capture would forbid are allowed on this thread.
 const RELAXED: c_int = 2;
 const DISABLE_TIMING: c_uint = 2;
-const DEVICE: c_int = 1;
-const READ_WRITE: c_int = 3;
-const PINNED: c_int = 1;
-const POSIX_FILE_DESCRIPTOR: c_int = 1;
-/// The oldest driver that has everything used here: 11.4, as the oldest bindings.
-pub(super) const VERSION_NEEDED: i32 = 11_040;
-
-/// Attributes of devices that are asked for.
-#[derive(Clone, Copy)]
-#[repr(i32)]
-pub(super) enum Attribute {
-    CapabilityMajor = 75,
-    CapabilityMinor = 76,
-    VirtualMemory = 102,
-    PosixHandles = 103,
-    DirectRdma = 110,
-    MemoryPools = 115,
-}
-
-/// Where memory lies: `CUmemLocation`.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Location {
-    kind: c_int,
-    id: c_int,
-}
-
-/// `CUmemAllocationProp`.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub(super) struct PageKind {
-    kind: c_int,
-    handle_types: c_int,
-    location: Location,
-    windows_meta: usize,
-    compression: u8,
-    rdma: u8,
-    usage: u16,
-    reserved: [u8; 4],
-}
-
-/// `CUmemAccessDesc`: who may read and write.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub(super) struct Access {
-    location: Location,
-    flags: c_int,
-}
-
-const _: () = assert!(size_of::<PageKind>() == size_of::<sys::CUmemAllocationProp>());
-const _: () = assert!(size_of::<Access>() == size_of::<sys::CUmemAccessDesc>());
-
-impl Access {
-    pub(super) fn of(device: i32) -> Access {
-        Access { location: Location { kind: DEVICE, id: device }, flags: READ_WRITE }
-    }
-}
-
-impl PageKind {
-    /// Physical memory of a device.
-    pub(super) fn of(device: i32, exportable: bool, rdma: bool) -> PageKind {
-        PageKind {
-            kind: PINNED,
-            handle_types: if exportable { POSIX_FILE_DESCRIPTOR } else { 0 },
-            location: Location { kind: DEVICE, id: device },
-            windows_meta: 0,
-            compression: 0,
-            rdma: rdma.into(),
-            usage: 0,
-            reserved: [0; 4],
-        }
-    }
-}
 
 /// How page-locked memory is made.
 #[derive(Clone, Copy)]
@@ -117,13 +34,21 @@ pub(super) enum HostFlags {
     WriteCombined = 1 | 4,
 }
 
-/// What memory is filled with.
+/// What the driver itself can fill memory with.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Element {
+pub(super) enum Narrow {
     One(u8),
     Two(u16),
     Four(u32),
 }
+
+/// Loaded code.
+#[derive(Debug)]
+pub(super) struct Module(usize);
+
+/// A kernel of loaded code, valid as long as that is loaded.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Kernel(usize);
 
 /// A page of physical memory. Whoever has it gives it back with [`Current::release_page`].
 #[derive(Debug)]
@@ -158,203 +83,19 @@ impl HostMemory {
     }
 }
 
-macro_rules! functions {
-    ($($name:ident($($argument:ty),*);)*) => {
-        /// The functions, by the names that the driver gives them.
-        #[allow(non_snake_case)]
-        pub(super) struct Driver {
-            $($name: unsafe extern "system" fn($($argument),*) -> c_int,)*
-        }
-
-        impl Driver {
-            #[allow(non_snake_case)]
-            fn resolve(library: &Library) -> Result<Driver, CudaUnavailable> {
-                $(
-                    // SAFETY: the driver exports this name with this signature, in every version that is accepted; the pointer
-                    // stays valid because the library is never unloaded.
-                    let $name = *unsafe { library.get(stringify!($name).as_bytes()) }
-                        .map_err(|_| CudaUnavailable::MissingSymbol { name: stringify!($name) })?;
-                )*
-                Ok(Driver { $($name),* })
-            }
-        }
-    };
-}
-
-functions! {
-    cuInit(c_uint);
-    cuGetErrorName(c_int, *mut *const c_char);
-    cuDeviceGetCount(*mut c_int);
-    cuDeviceGet(*mut c_int, c_int);
-    cuDeviceGetName(*mut c_char, c_int, c_int);
-    cuDeviceTotalMem_v2(*mut usize, c_int);
-    cuDeviceGetAttribute(*mut c_int, c_int, c_int);
-    cuDeviceCanAccessPeer(*mut c_int, c_int, c_int);
-    cuCtxGetCurrent(*mut usize);
-    cuCtxSetCurrent(usize);
-    cuThreadExchangeStreamCaptureMode(*mut c_int);
-    cuMemGetInfo_v2(*mut usize, *mut usize);
-    cuMemAlloc_v2(*mut u64, usize);
-    cuMemFree_v2(u64);
-    cuMemHostAlloc(*mut *mut c_void, usize, c_uint);
-    cuMemFreeHost(*mut c_void);
-    cuMemGetAllocationGranularity(*mut usize, *const PageKind, c_int);
-    cuMemAddressReserve(*mut u64, usize, usize, u64, u64);
-    cuMemAddressFree(u64, usize);
-    cuMemCreate(*mut u64, usize, *const PageKind, u64);
-    cuMemRelease(u64);
-    cuMemMap(u64, usize, usize, u64, u64);
-    cuMemUnmap(u64, usize);
-    cuMemSetAccess(u64, usize, *const Access, usize);
-    cuMemsetD8Async(u64, u8, usize, usize);
-    cuMemsetD16Async(u64, u16, usize, usize);
-    cuMemsetD32Async(u64, u32, usize, usize);
-    cuStreamQuery(usize);
-    cuStreamIsCapturing(usize, *mut c_int);
-    cuStreamWaitEvent(usize, usize, c_uint);
-    cuEventCreate(*mut usize, c_uint);
-    cuEventDestroy_v2(usize);
-    cuEventRecord(usize, usize);
-    cuEventQuery(usize);
-    cuEventSynchronize(usize);
-}
-
-/// What `cudarc` calls for a context, a stream and its end: a library without them is of no use either.
-const CALLED_BY_CUDARC: &[&str] = &[
-    "cuDevicePrimaryCtxRetain",
-    "cuDevicePrimaryCtxRelease_v2",
-    "cuGetErrorString",
-    "cuStreamCreate",
-    "cuStreamDestroy_v2",
-    "cuStreamSynchronize",
-];
-
-impl Driver {
-    /// Loads the driver from the first of these names that is there, and makes it ready.
-    pub(super) fn load(names: Vec<String>) -> Result<(Driver, i32), CudaUnavailable> {
-        // SAFETY: running the initialisers of the system's CUDA driver is what loading it is for.
-        let Some(library) = names.iter().find_map(|name| unsafe { Library::new(name) }.ok()) else {
-            return Err(CudaUnavailable::NoLibrary { tried: names });
-        };
-        // Function pointers and threads of the driver live on, so the library does.
-        let library: &'static Library = Box::leak(Box::new(library));
-        let version = version_of(library)?;
-        if version < VERSION_NEEDED {
-            return Err(CudaUnavailable::DriverTooOld { version, needed: VERSION_NEEDED });
-        }
-        let driver = Driver::resolve(library)?;
-        for name in CALLED_BY_CUDARC {
-            // SAFETY: the pointer is only looked for, never called.
-            let found = unsafe { library.get::<unsafe extern "system" fn()>(name.as_bytes()) };
-            found.map_err(|_| CudaUnavailable::MissingSymbol { name })?;
-        }
-        // SAFETY: any thread may initialise the driver at any time; 0 is the only flag.
-        match unsafe { (driver.cuInit)(0) } {
-            SUCCESS => Ok((driver, version)),
-            NO_DEVICE => Err(CudaUnavailable::NoDevice),
-            code => Err(CudaUnavailable::Init { code, name: driver.name(code) }),
-        }
-    }
-
-    /// The driver's name for a result.
-    pub(super) fn name(&self, code: c_int) -> String {
-        let mut name = std::ptr::null();
-        // SAFETY: `name` may be written.
-        let found = unsafe { (self.cuGetErrorName)(code, &mut name) };
-        if found == SUCCESS && !name.is_null() {
-            // SAFETY: the driver answers a string that ends with 0 and lives as long as it does.
-            return unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned();
-        }
-        // What a driver that never came up cannot name itself.
-        match code {
-            34 => "CUDA_ERROR_STUB_LIBRARY".into(),
-            803 => "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH".into(),
-            999 => "CUDA_ERROR_UNKNOWN".into(),
-            code => format!("CUDA error {code}"),
-        }
-    }
-
-    fn check(&self, call: &'static str, requested: u64, code: c_int) -> Result<(), BackendError> {
-        match code {
-            SUCCESS => Ok(()),
-            OUT_OF_MEMORY => Err(BackendError::OutOfMemory { call, requested }),
-            code if LOST.contains(&code) => {
-                Err(BackendError::Lost { reason: format!("{call} answered {} ({code})", self.name(code)) })
-            }
-            code => Err(BackendError::Driver { call, reason: self.name(code), code: code.into() }),
-        }
-    }
-
-    pub(super) fn device_count(&self) -> Result<i32, BackendError> {
-        let mut count = 0;
-        // SAFETY: `count` may be written.
-        let code = unsafe { (self.cuDeviceGetCount)(&mut count) };
-        self.check("cuDeviceGetCount", 0, code).map(|()| count)
-    }
-
-    pub(super) fn device(&self, ordinal: usize) -> Result<i32, BackendError> {
-        let mut device = 0;
-        let ordinal = c_int::try_from(ordinal).unwrap_or(c_int::MAX);
-        // SAFETY: `device` may be written.
-        let code = unsafe { (self.cuDeviceGet)(&mut device, ordinal) };
-        self.check("cuDeviceGet", 0, code).map(|()| device)
-    }
-
-    pub(super) fn device_name(&self, device: i32) -> Result<String, BackendError> {
-        let mut name = [0_u8; 256];
-        // SAFETY: one byte less than the buffer has may be written, so that it ends with 0.
-        let code = unsafe { (self.cuDeviceGetName)(name.as_mut_ptr().cast(), name.len() as c_int - 1, device) };
-        self.check("cuDeviceGetName", 0, code)?;
-        Ok(CStr::from_bytes_until_nul(&name).unwrap_or_default().to_string_lossy().into_owned())
-    }
-
-    pub(super) fn device_memory(&self, device: i32) -> Result<u64, BackendError> {
-        let mut bytes = 0;
-        // SAFETY: `bytes` may be written.
-        let code = unsafe { (self.cuDeviceTotalMem_v2)(&mut bytes, device) };
-        self.check("cuDeviceTotalMem", 0, code).map(|()| bytes as u64)
-    }
-
-    pub(super) fn attribute(&self, device: i32, attribute: Attribute) -> Result<i32, BackendError> {
-        let mut value = 0;
-        // SAFETY: `value` may be written.
-        let code = unsafe { (self.cuDeviceGetAttribute)(&mut value, attribute as c_int, device) };
-        self.check("cuDeviceGetAttribute", 0, code).map(|()| value)
-    }
-
-    /// Whether `device` can be given access to the memory of `owner`.
-    pub(super) fn can_access(&self, device: i32, owner: i32) -> Result<bool, BackendError> {
-        let mut can = 0;
-        // SAFETY: `can` may be written.
-        let code = unsafe { (self.cuDeviceCanAccessPeer)(&mut can, device, owner) };
-        self.check("cuDeviceCanAccessPeer", 0, code).map(|()| can != 0)
-    }
-}
-
-fn version_of(library: &Library) -> Result<i32, CudaUnavailable> {
-    let name = "cuDriverGetVersion";
-    // SAFETY: the driver exports this name with this signature.
-    let function = unsafe { library.get::<unsafe extern "system" fn(*mut c_int) -> c_int>(name.as_bytes()) };
-    let function = function.map_err(|_| CudaUnavailable::MissingSymbol { name })?;
-    let mut version = 0;
-    // SAFETY: it may be called before the driver is initialised, and `version` may be written.
-    match unsafe { function(&mut version) } {
-        SUCCESS => Ok(version),
-        code => Err(CudaUnavailable::Init { code, name: name.into() }),
-    }
-}
-
 /// A context of the user's on a device, and the driver.
 pub(super) struct Device {
     driver: Arc<Driver>,
     context: Arc<CudaContext>,
     /// Set when the device is lost, or must not be touched any more: every call fails from then on.
     lost: AtomicBool,
+    /// Set when work may still touch memory that nobody will give back.
+    leaves_memory: AtomicBool,
 }
 
 impl Device {
     pub(super) fn new(driver: Arc<Driver>, context: Arc<CudaContext>) -> Device {
-        Device { driver, context, lost: AtomicBool::new(false) }
+        Device { driver, context, lost: AtomicBool::new(false), leaves_memory: AtomicBool::new(false) }
     }
 
     pub(super) fn driver(&self) -> &Driver {
@@ -373,6 +114,16 @@ impl Device {
     /// No call reaches the device any more; what it holds stays until the process ends.
     pub(super) fn give_up(&self) {
         self.lost.store(true, Relaxed);
+    }
+
+    /// Memory that is held when its owner ends stays until the process ends.
+    pub(super) fn leave_memory(&self) {
+        self.leaves_memory.store(true, Relaxed);
+    }
+
+    /// As [`Device::enter`], for memory on its way out; `None` where it is to stay.
+    pub(super) fn enter_to_free(&self) -> Option<Current<'_>> {
+        if self.leaves_memory.load(Relaxed) { None } else { self.enter().ok() }
     }
 
     /// Makes the context current on this thread, and calls that a capture would forbid allowed, until the guard is dropped.
@@ -542,23 +293,62 @@ impl Current<'_> {
         self.check("cuMemSetAccess", bytes, code)
     }
 
-    pub(super) fn fill(
-        &self,
-        address: u64,
-        value: Element,
-        count: u64,
-        stream: &CudaStream,
-    ) -> Result<(), BackendError> {
+    /// Sets elements of one, two or four bytes.
+    pub(super) fn set(&self, address: u64, value: Narrow, count: u64, stream: &CudaStream) -> Result<(), BackendError> {
         let (driver, stream, count) = (&self.device.driver, handle(stream), size(count));
         let code = match value {
             // SAFETY: so many bytes from the address on are the caller's, as for the two below.
-            Element::One(value) => unsafe { (driver.cuMemsetD8Async)(address, value, count, stream) },
+            Narrow::One(value) => unsafe { (driver.cuMemsetD8Async)(address, value, count, stream) },
             // SAFETY: as above.
-            Element::Two(value) => unsafe { (driver.cuMemsetD16Async)(address, value, count, stream) },
+            Narrow::Two(value) => unsafe { (driver.cuMemsetD16Async)(address, value, count, stream) },
             // SAFETY: as above.
-            Element::Four(value) => unsafe { (driver.cuMemsetD32Async)(address, value, count, stream) },
+            Narrow::Four(value) => unsafe { (driver.cuMemsetD32Async)(address, value, count, stream) },
         };
         self.check("cuMemsetAsync", 0, code)
+    }
+
+    /// Copies bytes that do not overlap.
+    pub(super) fn copy(&self, to: u64, from: u64, bytes: u64, stream: &CudaStream) -> Result<(), BackendError> {
+        // SAFETY: both ranges are the caller's.
+        let code = unsafe { (self.device.driver.cuMemcpyDtoDAsync_v2)(to, from, size(bytes), handle(stream)) };
+        self.check("cuMemcpyDtoDAsync", 0, code)
+    }
+
+    pub(super) fn load_module(&self, code: &[u8]) -> Result<Module, BackendError> {
+        let mut module = 0;
+        // SAFETY: `module` may be written; the code is what the compiler made, and says itself how long it is.
+        let loaded = unsafe { (self.device.driver.cuModuleLoadData)(&mut module, code.as_ptr().cast()) };
+        self.check("cuModuleLoadData", 0, loaded).map(|()| Module(module))
+    }
+
+    pub(super) fn unload_module(&self, module: Module) -> Result<(), BackendError> {
+        // SAFETY: the module came from `load_module` and is unloaded once.
+        self.check("cuModuleUnload", 0, unsafe { (self.device.driver.cuModuleUnload)(module.0) })
+    }
+
+    pub(super) fn kernel(&self, module: &Module, name: &CStr) -> Result<Kernel, BackendError> {
+        let mut kernel = 0;
+        // SAFETY: `kernel` may be written; the module is loaded; the name ends with 0.
+        let code = unsafe { (self.device.driver.cuModuleGetFunction)(&mut kernel, module.0, name.as_ptr()) };
+        self.check("cuModuleGetFunction", 0, code).map(|()| Kernel(kernel))
+    }
+
+    /// Runs a kernel of arguments of 8 bytes in `blocks` times `threads` threads.
+    pub(super) fn launch(
+        &self,
+        kernel: Kernel,
+        (blocks, threads): (u32, u32),
+        arguments: &mut [u64],
+        stream: &CudaStream,
+    ) -> Result<(), BackendError> {
+        let mut pointers: Vec<*mut c_void> = arguments.iter_mut().map(|argument| (&raw mut *argument).cast()).collect();
+        // SAFETY: the caller gives as many arguments as the kernel takes, all of 8 bytes; they are read before the call returns. What
+        // the kernel does with them is the caller's duty.
+        let code = unsafe {
+            let launch = self.device.driver.cuLaunchKernel;
+            launch(kernel.0, blocks, 1, 1, threads, 1, 1, 0, handle(stream), pointers.as_mut_ptr(), null_mut())
+        };
+        self.check("cuLaunchKernel", 0, code)
     }
 
     /// Whether what the stream is given now is captured instead of run, or may not be run because of another stream's capture.

@@ -3,18 +3,22 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `driver` | the driver's functions, and the only `unsafe` |
+//! | `library`, `driver`, `compiler` | the driver's functions, its calls for one context, NVRTC; and the only `unsafe` |
 //! | `probe` | whether CUDA can be used here, and why not |
 //! | `order` | streams and events |
 //! | `vmm`, `plain` | device memory by the page; in segments |
 //! | `pinned` | page-locked host memory |
+//! | `fill` | patterns |
 //!
 //! The context that is current on a thread is the same after each call as before. Calls that a capture would forbid are made in the
 //! relaxed capture mode, so that nobody's capture is ended by them; events are not recorded on a stream that is being captured.
-//! A device that was lost is touched no more; nor is one on which work may still run when its backend ends: what it holds stays
-//! until the process ends.
+//! A device that was lost is touched no more. Memory that is still held when its backend ends stays until the process ends, if work may
+//! still run: somebody gave up waiting for it.
 
+mod compiler;
 mod driver;
+mod fill;
+mod library;
 mod order;
 mod pinned;
 mod plain;
@@ -26,7 +30,9 @@ use std::time::Duration;
 
 use cudarc::driver::{CudaContext, CudaStream};
 
-use self::driver::{Access, Attribute, Device, PageKind};
+use self::driver::{Device, Narrow};
+use self::fill::Fills;
+use self::library::{Access, Attribute, PageKind};
 use self::order::Order;
 use self::plain::Segments;
 use self::vmm::Pages;
@@ -34,7 +40,6 @@ use crate::backend::{Backend, BackendError, Budget, Capabilities, Region, Span};
 use crate::ids::{EventId, RegionId, StreamId};
 use crate::units::{MIB, align_down, align_up};
 
-pub(crate) use self::driver::Element;
 pub use self::pinned::{PinnedConfig, PinnedHost};
 pub use self::probe::{CudaUnavailable, DeviceInfo, Probe, probe};
 
@@ -73,6 +78,7 @@ pub struct CudaDevice {
     device: Arc<Device>,
     order: Order,
     memory: Memory,
+    fills: Fills,
     capabilities: Capabilities,
     total: u64,
 }
@@ -92,6 +98,8 @@ pub(crate) trait Streams: Backend {
     fn add_stream(&self, stream: Arc<CudaStream>) -> Result<StreamId, BackendError>;
     /// The stream of a number.
     fn stream(&self, id: StreamId) -> Result<Arc<CudaStream>, BackendError>;
+    /// Refuses a stream without a number that is being captured.
+    fn check_foreign(&self, stream: &CudaStream) -> Result<(), BackendError>;
     /// Makes a stream without a number wait for an event.
     fn foreign_wait(&self, stream: &CudaStream, event: EventId) -> Result<(), BackendError>;
 }
@@ -128,7 +136,8 @@ impl CudaDevice {
             quantum: 512,
             region_max: page.map_or(align_down(total, plain::ALIGN), |page| addresses(total, page)),
         };
-        Ok(CudaDevice { order: Order::new(device.clone()), device, memory, capabilities, total })
+        let (order, fills) = (Order::new(device.clone()), Fills::new(device.clone()));
+        Ok(CudaDevice { device, order, memory, fills, capabilities, total })
     }
 
     /// Bytes of the device's memory.
@@ -142,15 +151,20 @@ impl CudaDevice {
         current.destroy_event(current.create_event()?)
     }
 
-    /// Sets `count` elements from an address on, which the caller owns, in the order of a stream.
+    /// Repeats a pattern of 1, 2, 4, 8 or 16 bytes from an address on, in memory that the caller has, in the order of a stream.
     pub(crate) fn fill(
         &self,
         address: u64,
-        value: Element,
+        pattern: &[u8],
         count: u64,
         stream: &CudaStream,
     ) -> Result<(), BackendError> {
-        self.device.enter()?.fill(address, value, count, stream)
+        self.fills.fill(address, pattern, count, stream)
+    }
+
+    /// Copies bytes that do not overlap, in memory that the caller has, in the order of a stream.
+    pub(crate) fn copy(&self, to: u64, from: u64, bytes: u64, stream: &CudaStream) -> Result<(), BackendError> {
+        self.device.enter()?.copy(to, from, bytes, stream)
     }
 
     fn pages(&self, call: &'static str) -> Result<&Pages, BackendError> {
@@ -227,6 +241,10 @@ impl Streams for CudaDevice {
         self.order.stream("stream", id)
     }
 
+    fn check_foreign(&self, stream: &CudaStream) -> Result<(), BackendError> {
+        self.order.check_foreign(stream)
+    }
+
     fn foreign_wait(&self, stream: &CudaStream, event: EventId) -> Result<(), BackendError> {
         self.order.foreign_wait(stream, event)
     }
@@ -301,7 +319,7 @@ impl Backend for CudaDevice {
             Memory::Segments(segments) => segments.address("zero", span)?,
         };
         let stream = self.order.stream("zero", stream)?;
-        self.device.enter()?.fill(address, Element::One(0), span.size, &stream)
+        self.device.enter()?.set(address, Narrow::One(0), span.size, &stream)
     }
 
     fn budget(&self) -> Result<Option<Budget>, BackendError> {
@@ -327,10 +345,10 @@ impl Backend for CudaDevice {
 }
 
 impl Drop for CudaDevice {
-    /// What unfinished work may still touch is left to the end of the process.
+    /// Whoever gave up waiting for work has left memory here that it may still touch: that stays.
     fn drop(&mut self) {
         if !matches!(self.order.is_idle(), Ok(true)) {
-            self.device.give_up();
+            self.device.leave_memory();
         }
     }
 }

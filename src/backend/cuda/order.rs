@@ -147,11 +147,15 @@ impl Order {
     /// As [`Order::stream_wait`], for a stream without a number.
     pub(super) fn foreign_wait(&self, stream: &CudaStream, event: EventId) -> Result<(), BackendError> {
         let event = self.event("stream_wait", event)?;
-        let current = self.device.enter()?;
-        if current.is_capturing(stream)? {
-            return Err(BackendError::Unsupported { call: "a capture on a stream without a number", backend: "cuda" });
+        self.device.enter()?.wait(stream, &event)
+    }
+
+    /// Refuses a stream without a number that is being captured: nothing may wait for it, and it may wait for nothing.
+    pub(super) fn check_foreign(&self, stream: &CudaStream) -> Result<(), BackendError> {
+        match self.device.enter()?.is_capturing(stream)? {
+            true => Err(BackendError::Unsupported { call: "capture of a stream without a number", backend: "cuda" }),
+            false => Ok(()),
         }
-        current.wait(stream, &event)
     }
 
     pub(super) fn host_wait(&self, id: EventId, timeout: Option<Duration>) -> Result<bool, BackendError> {

@@ -76,6 +76,10 @@ impl super::Streams for PinnedHost {
         self.order.stream("stream", id)
     }
 
+    fn check_foreign(&self, stream: &CudaStream) -> Result<(), BackendError> {
+        self.order.check_foreign(stream)
+    }
+
     fn foreign_wait(&self, stream: &CudaStream, event: EventId) -> Result<(), BackendError> {
         self.order.foreign_wait(stream, event)
     }
@@ -212,7 +216,7 @@ impl Segment {
 impl Drop for Segment {
     fn drop(&mut self) {
         let Some(memory) = self.memory.take() else { return };
-        if let Ok(current) = self.device.enter() {
+        if let Some(current) = self.device.enter_to_free() {
             // Nobody can be told; the process's end frees it.
             let _ = current.free_host(memory);
         }
@@ -220,10 +224,10 @@ impl Drop for Segment {
 }
 
 impl Drop for PinnedHost {
-    /// What unfinished work may still touch is left to the end of the process.
+    /// Whoever gave up waiting for work has left memory here that it may still touch: that stays.
     fn drop(&mut self) {
         if !matches!(self.order.is_idle(), Ok(true)) {
-            self.device.give_up();
+            self.device.leave_memory();
         }
     }
 }

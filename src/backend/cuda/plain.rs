@@ -79,7 +79,7 @@ impl Drop for Segment {
         if self.start == 0 {
             return;
         }
-        if let Ok(current) = self.device.enter() {
+        if let Some(current) = self.device.enter_to_free() {
             // Nobody can be told; the context's end frees it.
             let _ = current.free(self.start);
         }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use cudarc::driver::CudaContext;
 
-use super::driver::{Attribute, Driver};
+use super::library::{Attribute, Driver};
 use crate::backend::BackendError;
 
 /// Why CUDA cannot be used here.

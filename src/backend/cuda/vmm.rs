@@ -15,7 +15,8 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::driver::{Access, Current, Device, PageKind, PhysicalPage};
+use super::driver::{Current, Device, PhysicalPage};
+use super::library::{Access, PageKind};
 use crate::backend::host::table::{Table, contract, range_within};
 use crate::backend::{BackendError, Region, Span};
 use crate::ids::RegionId;
@@ -316,7 +317,7 @@ impl Drop for Reserved {
         if self.size == 0 {
             return;
         }
-        let Ok(current) = self.device.enter() else { return };
+        let Some(current) = self.device.enter_to_free() else { return };
         for at in 0..self.pages.len() {
             let Some(page) = self.pages[at].take() else { continue };
             if current.unmap(self.address(at), self.page).is_ok() {

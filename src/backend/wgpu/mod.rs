@@ -8,6 +8,7 @@
 //! | `driver` | wgpu's calls with an answer for every failure |
 //! | `staging` | belts of mapped buffers, for uploads and reads |
 //! | `kernels` | fill, and copies within one buffer |
+//! | `transfer` | bytes to, from and within segments, by both |
 //!
 //! Knows no blocks. Every call looks for completed work with [`Device::poll`] when it needs to, and so may run callbacks that
 //! the program has given to wgpu; these must not allocate, but may drop blocks.
@@ -18,6 +19,7 @@
 mod driver;
 mod kernels;
 mod staging;
+mod transfer;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,11 +28,11 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCs
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
-use wgpu::{BufferDescriptor, BufferUsages, CommandEncoder, Device, Limits, MapMode, Queue};
+use wgpu::{BufferDescriptor, BufferUsages, Device, Limits, MapMode, Queue};
 
 use self::driver::Driver;
 use self::kernels::Kernels;
-use self::staging::{Belt, PIECE, WAIT};
+use self::staging::Belt;
 use crate::backend::{Backend, BackendError, Budget, Capabilities, Region, Span};
 use crate::ids::{EventId, RegionId, StreamId};
 use crate::units::{MIB, align_down, align_up};
@@ -44,12 +46,18 @@ const QUANTUM: u64 = 256;
 const SEGMENT_ALIGN: u64 = 4096;
 /// wgpu copies and clears by words of so many bytes.
 pub const WORD: u64 = 4;
+/// The longest single wait, after which the device is asked whether it is still there.
+const WAIT: Duration = Duration::from_millis(100);
 
 /// How memory of a wgpu device is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WgpuConfig {
     /// What the segments may be used for. What a device does not support refuses every segment.
     pub usages: BufferUsages,
+    /// The least segment, where the allocator's config does not say more. To create a buffer is dear on most drivers, and wgpu's own
+    /// allocator takes as much at a time; on four real traces of models this needs half the buffers of the usual 2 MiB, or
+    /// less, and no more memory. Set it to 0 where memory is scarce.
+    pub segment_min: u64,
     /// Bytes of mapped buffers that each belt, that of uploads and that of reads, keeps for later transfers. Uploads that are under
     /// way beyond this are waited for, for a moment, before the next begins.
     pub staging_max: u64,
@@ -58,7 +66,8 @@ pub struct WgpuConfig {
 impl Default for WgpuConfig {
     fn default() -> Self {
         let copies = BufferUsages::COPY_SRC | BufferUsages::COPY_DST;
-        WgpuConfig { usages: BufferUsages::STORAGE | BufferUsages::INDIRECT | copies, staging_max: 64 * MIB }
+        let usages = BufferUsages::STORAGE | BufferUsages::INDIRECT | copies;
+        WgpuConfig { usages, segment_min: 64 * MIB, staging_max: 64 * MIB }
     }
 }
 
@@ -80,6 +89,8 @@ struct Shared {
     reached: Arc<AtomicU64>,
     uploads: Belt,
     reads: Belt,
+    /// Bytes of one transfer at most.
+    piece: usize,
     kernels: OnceLock<Kernels>,
     created: AtomicU64,
     refusals: AtomicU32,
@@ -119,16 +130,17 @@ impl Wgpu {
         let shared = Shared {
             caps: capabilities(&limits),
             driver,
-            limits,
             config,
             segments: RwLock::default(),
             recorded: Mutex::default(),
             reached: Arc::default(),
             uploads: Belt::new(MapMode::Write, config.staging_max),
             reads: Belt::new(MapMode::Read, config.staging_max),
+            piece: staging::piece(limits.max_buffer_size),
             kernels: OnceLock::new(),
             created: AtomicU64::new(0),
             refusals: AtomicU32::new(0),
+            limits,
         };
         Ok(Wgpu { shared: Arc::new(shared) })
     }
@@ -148,6 +160,11 @@ impl Wgpu {
         &self.shared.limits
     }
 
+    /// How its memory is made.
+    pub fn config(&self) -> WgpuConfig {
+        self.shared.config
+    }
+
     /// Segments created until now, those that were released among them.
     pub fn created(&self) -> u64 {
         self.shared.created.load(Relaxed)
@@ -163,127 +180,6 @@ impl Wgpu {
         self.shared.segments.read().live.get(&region).cloned()
     }
 
-    /// Writes into a segment behind all work submitted so far, before all that is submitted later. The offset is a multiple of
-    /// [`WORD`]; so is the length, or else zeros follow up to the next one.
-    ///
-    /// # Errors
-    /// Out of memory for the mapped buffer; a lost device; a span that is none.
-    pub fn upload(&self, region: RegionId, offset: u64, bytes: &[u8]) -> Result<(), BackendError> {
-        for (at, piece) in bytes.chunks(PIECE).enumerate() {
-            if self.shared.uploads.lent() > self.shared.config.staging_max {
-                self.shared.driver.poll(Some(WAIT))?;
-            }
-            let offset = offset + (at * PIECE) as u64;
-            self.submit("upload", |encoder| self.upload_in(encoder, region, offset, piece))?;
-        }
-        Ok(())
-    }
-
-    /// As [`Wgpu::upload`], but in the order of the commands of an encoder.
-    ///
-    /// # Errors
-    /// As [`Wgpu::upload`].
-    pub fn upload_in(
-        &self,
-        encoder: &mut CommandEncoder,
-        region: RegionId,
-        offset: u64,
-        bytes: &[u8],
-    ) -> Result<(), BackendError> {
-        let call = "upload";
-        if bytes.is_empty() {
-            return Ok(());
-        }
-        let span = Span { region, offset, size: (bytes.len() as u64).next_multiple_of(WORD) };
-        let buffer = self.within(call, span)?;
-        for (at, piece) in bytes.chunks(PIECE).enumerate() {
-            let offset = offset + (at * PIECE) as u64;
-            self.with_memory(|| self.shared.uploads.upload(&self.shared.driver, encoder, (&buffer, offset), piece))?;
-        }
-        Ok(())
-    }
-
-    /// Reads from a segment behind all work submitted so far, for which it waits, at most for `patience`. Answers whether that was
-    /// in time.
-    ///
-    /// # Errors
-    /// Out of memory for the mapped buffer; a lost device; a span that is none.
-    pub fn read(
-        &self,
-        region: RegionId,
-        offset: u64,
-        bytes: &mut [u8],
-        patience: Duration,
-    ) -> Result<bool, BackendError> {
-        if bytes.is_empty() {
-            return Ok(true);
-        }
-        let buffer = self.range("read", Span { region, offset, size: bytes.len() as u64 })?;
-        let until = deadline(patience);
-        for (at, piece) in bytes.chunks_mut(PIECE).enumerate() {
-            let offset = offset + (at * PIECE) as u64;
-            let read =
-                self.with_memory(|| self.shared.reads.read(&self.shared.driver, (&buffer, offset), piece, until))?;
-            if !read {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-
-    /// Records that a span's words become `value`. Offset and size are multiples of [`WORD`].
-    ///
-    /// # Errors
-    /// A device without compute shaders; a lost device; a span that is none.
-    pub fn fill_in(&self, encoder: &mut CommandEncoder, span: Span, value: u32) -> Result<(), BackendError> {
-        let buffer = self.within("fill", span)?;
-        if value == 0 {
-            return self
-                .shared
-                .driver
-                .scoped("fill", 0, || encoder.clear_buffer(&buffer, span.offset, Some(span.size)));
-        }
-        self.kernels()?.fill(&self.shared.driver, encoder, (&buffer, span.offset), span.size, value)
-    }
-
-    /// Records a copy between two spans of one size that do not overlap. Offsets and size are multiples of [`WORD`].
-    ///
-    /// # Errors
-    /// Within one segment, a device without compute shaders; a lost device; spans that are none.
-    pub fn copy_in(&self, encoder: &mut CommandEncoder, from: Span, to: Span) -> Result<(), BackendError> {
-        let (source, target) = (self.within("copy", from)?, self.within("copy", to)?);
-        let overlap = from.region == to.region && from.offset.abs_diff(to.offset) < from.size;
-        if from.size != to.size || overlap {
-            return Err(contract("copy", format!("{from:?} to {to:?}")));
-        }
-        if from.region != to.region {
-            return self.shared.driver.scoped("copy", 0, || {
-                encoder.copy_buffer_to_buffer(&source, from.offset, &target, to.offset, from.size);
-            });
-        }
-        self.kernels()?.copy(&self.shared.driver, encoder, &source, (from.offset, to.offset), from.size)
-    }
-
-    /// Records with `work` and submits it at once.
-    ///
-    /// # Errors
-    /// What `work` says, what wgpu says about its commands, or a lost device; then nothing has been done, or nobody can tell.
-    pub fn submit(
-        &self,
-        call: &'static str,
-        work: impl FnOnce(&mut CommandEncoder) -> Result<(), BackendError>,
-    ) -> Result<(), BackendError> {
-        let driver = &self.shared.driver;
-        driver.present()?;
-        driver.scoped(call, 0, || {
-            let mut encoder = driver.device.create_command_encoder(&Default::default());
-            work(&mut encoder)?;
-            driver.queue.submit([encoder.finish()]);
-            Ok::<_, BackendError>(())
-        })??;
-        driver.present()
-    }
-
     /// Tries once more when memory was short, after what wgpu still holds of complete work, and what the belts keep, went back.
     fn with_memory<R>(&self, mut work: impl FnMut() -> Result<R, BackendError>) -> Result<R, BackendError> {
         match work() {
@@ -295,17 +191,9 @@ impl Wgpu {
         }
     }
 
-    fn kernels(&self) -> Result<&Kernels, BackendError> {
-        if let Some(kernels) = self.shared.kernels.get() {
-            return Ok(kernels);
-        }
-        let kernels = Kernels::new(&self.shared.driver, &self.shared.limits)?;
-        Ok(self.shared.kernels.get_or_init(|| kernels))
-    }
-
     /// The buffer of a span of whole words in its segment.
     fn within(&self, call: &'static str, span: Span) -> Result<wgpu::Buffer, BackendError> {
-        if span.offset % WORD != 0 || span.size % WORD != 0 {
+        if !span.offset.is_multiple_of(WORD) || !span.size.is_multiple_of(WORD) {
             return Err(contract(call, format!("{span:?} is not of whole words of {WORD} bytes")));
         }
         self.range(call, span)

@@ -9,21 +9,25 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering::SeqCst};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use parking_lot::Mutex;
 use wgpu::{BufferDescriptor, BufferUsages, CommandEncoder, MapMode};
 
+use super::WAIT;
 use super::driver::Driver;
 use crate::backend::BackendError;
-use crate::units::{KIB, align_down};
+use crate::units::{KIB, MIB, align_down};
 
 /// Bytes of one transfer at most; longer ones are several.
-pub(super) const PIECE: usize = 16 << 20;
+const PIECE: u64 = 16 * MIB;
 /// The least buffer.
 const LEAST: u64 = 4 * KIB;
-/// The longest single wait, after which the device is asked whether it is still there.
-pub(super) const WAIT: Duration = Duration::from_millis(100);
+
+/// Bytes of one transfer at most, on a device with buffers of at most so many bytes: with its buffer a power of two.
+pub(super) fn piece(buffer_max: u64) -> usize {
+    1 << PIECE.min(buffer_max.max(LEAST)).ilog2()
+}
 
 /// Buffers of one direction.
 pub(super) struct Belt {
@@ -117,7 +121,7 @@ impl Belt {
         BufferDescriptor { label: Some(label), size, usage, mapped_at_creation }
     }
 
-    /// Records that `bytes`, at most a [`PIECE`], go to `offset` of `target`, a multiple of 4. A length that is none is filled up
+    /// Records that `bytes`, at most a [`piece`], go to `offset` of `target`, a multiple of 4. A length that is none is filled up
     /// with zeros to the next one.
     pub fn upload(
         &self,
@@ -145,7 +149,7 @@ impl Belt {
         Ok(())
     }
 
-    /// Reads at most a [`PIECE`] at any `offset` of `source`, after all work given so far. Answers whether that was complete in time;
+    /// Reads at most a [`piece`] at any `offset` of `source`, after all work given so far. Answers whether that was complete in time;
     /// if not, `bytes` are as they were.
     pub fn read(
         &self,

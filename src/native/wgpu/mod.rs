@@ -95,13 +95,14 @@ pub fn allocator_with(
 ///
 /// # Errors
 /// As [`allocator`].
-pub fn over(backend: &Backing, config: Config) -> Result<Allocator<Wgpu>, AllocError> {
+pub fn over(backend: &Backing, mut config: Config) -> Result<Allocator<Wgpu>, AllocError> {
     let least = u64::from(backend.limits().min_storage_buffer_offset_alignment);
     if let Some(quantum) = config.quantum.filter(|quantum| *quantum < least) {
         let (low, high) = ("min_storage_buffer_offset_alignment", "quantum");
         let (low_value, high_value) = (least as f64, quantum as f64);
         return Err(ConfigError::Contradiction { low, low_value, high, high_value }.into());
     }
+    config.segment_min = config.segment_min.max(backend.config().segment_min);
     Allocator::over(Box::new(backend.clone()), config, None)
 }
 

@@ -202,7 +202,7 @@ impl Allocator<Wgpu> {
         same_size(from.bytes, to.bytes)?;
         let (source, target) = (self.span_of(from)?, self.written(to)?);
         let (Some(source), Some(target)) = (source, target) else { return Ok(None) };
-        if source.offset % WORD != 0 {
+        if !source.offset.is_multiple_of(WORD) {
             return Err(TransferError::PartialWord { offset: from.offset, bytes: from.bytes });
         }
         // The rest of a last word is the source block's own, whatever it holds.
@@ -217,7 +217,7 @@ impl Allocator<Wgpu> {
     fn written(&self, part: Part<'_>) -> Result<Option<Span>, TransferError> {
         let Some(span) = self.span_of(part)? else { return Ok(None) };
         let ends_with_block = part.offset + part.bytes == part.block.len();
-        if part.offset % WORD != 0 || (part.bytes % WORD != 0 && !ends_with_block) {
+        if !part.offset.is_multiple_of(WORD) || !(part.bytes.is_multiple_of(WORD) || ends_with_block) {
             return Err(TransferError::PartialWord { offset: part.offset, bytes: part.bytes });
         }
         Ok(Some(Span { size: span.size.next_multiple_of(WORD), ..span }))

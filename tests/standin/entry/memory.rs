@@ -4,7 +4,7 @@ use std::ffi::{c_int, c_uint, c_void};
 
 use super::{entries, put};
 use crate::code::{self, Outcome};
-use crate::memory::{Device, Kind, PAGE};
+use crate::memory::{Device, Kind};
 use crate::work::Op;
 use crate::world::World;
 
@@ -292,6 +292,6 @@ entries! {
     }
 
     Driver fn cuMemGetAllocationGranularity(world, out: *mut usize, properties: *const c_void, option: c_uint) {
-        if world.machine.virtual_memory { put(out, PAGE as usize) } else { Err(code::NOT_SUPPORTED) }
+        if world.machine.virtual_memory { put(out, world.memory.page as usize) } else { Err(code::NOT_SUPPORTED) }
     }
 }
