@@ -13,12 +13,18 @@ mod common;
 mod driver;
 #[path = "cuda/failures.rs"]
 mod failures;
+#[path = "cuda/options.rs"]
+mod options;
+#[path = "cuda/pinned.rs"]
+mod pinned;
 #[path = "cuda/probes.rs"]
 mod probes;
 #[path = "cuda/programs.rs"]
 mod programs;
 #[path = "cuda/stories.rs"]
 mod stories;
+#[path = "cuda/threads.rs"]
+mod threads;
 #[path = "cuda/traces.rs"]
 mod traces;
 #[path = "cuda/world.rs"]

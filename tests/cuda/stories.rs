@@ -192,3 +192,31 @@ fn the_context_that_was_current_stays_so() {
     world = World::new(&driver, &Setup::default());
     world.end(&"another world");
 }
+
+#[test]
+fn a_device_that_was_lost_is_touched_no_more() {
+    use larder::backend::Backend;
+    use larder::backend::cuda::{CudaConfig, CudaDevice};
+    use larder::ids::StreamId;
+
+    let Some(driver) = standin() else { return };
+    let context = cudarc::driver::CudaContext::new(0).unwrap();
+    for plain in [false, true] {
+        let device = CudaDevice::new(&context, &CudaConfig { plain, ..CudaConfig::default() }).unwrap();
+        let event = device.record(StreamId(0)).unwrap();
+        driver.lose(700);
+        let lost = |result: Result<(), BackendError>| assert!(matches!(result, Err(BackendError::Lost { .. })));
+        lost(device.budget().map(drop));
+        driver.heal();
+        // The driver would answer again; nobody asks it.
+        let calls = driver.calls("*");
+        lost(device.budget().map(drop));
+        lost(device.done(event).map(drop));
+        lost(device.record(StreamId(0)).map(drop));
+        lost(if plain { device.grow_segment(4096) } else { device.reserve(64 << 20) }.map(drop));
+        lost(device.open_stream().map(drop));
+        drop(device);
+        assert_eq!(driver.calls("*"), calls);
+    }
+    driver.assert_clean();
+}

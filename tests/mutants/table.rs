@@ -395,4 +395,12 @@ pub const MUTANTS: &[Mutant] = &[
         &[edit("backend/cuda/plain.rs", "segment.device.enter()?.free(segment.start)?;", "segment.device.enter()?;")],
     ),
     cuda("CUDA: a lost device is asked again", &[edit(DRIVER, "self.device.give_up();\n            }", "}")]),
+    cuda(
+        "CUDA: page-locked memory is used again in the order of streams",
+        &[edit("backend/cuda/pinned.rs", "host_ordered: true,", "host_ordered: false,")],
+    ),
+    cuda(
+        "CUDA: peers are given no access",
+        &[edit("backend/cuda/mod.rs", "access.push(Access::of(peer));", "let _ = peer;")],
+    ),
 ];
