@@ -152,9 +152,9 @@ fn zeros_are_zeros_however_often_the_place_was_used() {
 fn an_event_is_done_when_the_work_before_it_is() {
     let Some(device) = adapter(|_| {}) else { return };
     let stage = Stage::over(device, Config::default());
-    let block = stage.gpu.alloc(64 * MIB).unwrap();
+    let block = stage.gpu.alloc(16 * MIB).unwrap();
     let mut waited = 0;
-    for round in 1..20 {
+    for round in 1..9 {
         let mut encoder = stage.encoder();
         (0..4).for_each(|_| stage.gpu.fill_in(&mut encoder, &block, round).unwrap());
         let index = stage.gpu.queue().submit([encoder.finish()]);
@@ -170,7 +170,7 @@ fn an_event_is_done_when_the_work_before_it_is() {
         waited += u32::from(!done);
         assert!(stage.backing.host_wait(event, None).unwrap() && stage.backing.done(event).unwrap());
     }
-    println!("{waited} of 19 were not done at once");
+    println!("{waited} of 8 were not done at once");
 }
 
 #[test]
