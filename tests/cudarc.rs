@@ -585,6 +585,35 @@ fn pages_can_be_opened_to_peers_and_for_export() {
     standin.assert_clean();
 }
 
+#[test]
+fn each_thread_may_have_a_stream_and_all_one_allocator() {
+    fn is_shared<T: Send + Sync>() {}
+    is_shared::<Buffer<f32>>();
+    is_shared::<cuda::PinnedBuffer<f32>>();
+    story(|_| {
+        let World { gpu, context, .. } = World::new();
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let (gpu, context) = (&gpu, &context);
+                scope.spawn(move || {
+                    let stream = context.new_stream().unwrap();
+                    let s = gpu.stream_of(&stream).unwrap();
+                    for round in 0..15 {
+                        let expected = numbers(thread * 1000 + round, 64);
+                        let mut a = gpu.buffer_on::<u32>(&s, 64).unwrap();
+                        stream.memcpy_htod(&expected, &mut a).unwrap();
+                        let mut b = gpu.buffer_on::<u32>(&s, 64).unwrap();
+                        stream.memcpy_dtod(&a, &mut b).unwrap();
+                        drop(a);
+                        assert_eq!(stream.clone_dtoh(&b).unwrap(), expected);
+                    }
+                });
+            }
+        });
+        gpu.check().unwrap();
+    });
+}
+
 /// Compiles, and is never run: there is no cuBLAS here.
 #[allow(dead_code)]
 fn cublas_takes_buffers(

@@ -32,6 +32,13 @@ const fn cuda(name: &'static str, edits: &'static [Edit]) -> Mutant {
     Mutant { name, edits, caught_by: "cuda" }
 }
 
+const fn cudarc(name: &'static str, edits: &'static [Edit]) -> Mutant {
+    Mutant { name, edits, caught_by: "cudarc" }
+}
+
+const BUFFER: &str = "native/cudarc.rs";
+const ORDERING: &str = "native/ordering.rs";
+const PINNED: &str = "native/pinned.rs";
 const VMM: &str = "backend/cuda/vmm.rs";
 const ORDER: &str = "backend/cuda/order.rs";
 const DRIVER: &str = "backend/cuda/driver.rs";
@@ -395,6 +402,75 @@ pub const MUTANTS: &[Mutant] = &[
         &[edit("backend/cuda/plain.rs", "segment.device.enter()?.free(segment.start)?;", "segment.device.enter()?;")],
     ),
     cuda("CUDA: a lost device is asked again", &[edit(DRIVER, "self.device.give_up();\n            }", "}")]),
+    cudarc(
+        "a write does not follow the reads",
+        &[edit(
+            ORDERING,
+            "let readers = if reads { &[][..] } else { &self.readers };",
+            "let readers: &[StreamId] = &[];",
+        )],
+    ),
+    cudarc(
+        "a use does not follow the first writer",
+        &[edit(ORDERING, "self.writers.iter().chain(readers)", "self.writers.iter().skip(1).chain(readers)")],
+    ),
+    cudarc(
+        "the first use elsewhere follows nobody",
+        &[edit(
+            ORDERING,
+            "Uses { writers: streams, ..Uses::default() }",
+            "Uses { readers: streams, ..Uses::default() }",
+        )],
+    ),
+    cudarc(
+        "work on a stream that is not known is not waited for",
+        &[edit(ORDERING, "SyncOnDrop::sync_stream(stream)", "SyncOnDrop::Sync(None)")],
+    ),
+    cudarc(
+        "the CPU looks before the copy is done",
+        &[edit(ORDERING, "        wait_for(M::streams(core), &before)?;", "        let _ = (core, before);")],
+    ),
+    cudarc(
+        "a buffer's block does not know its streams",
+        &[edit(ORDERING, "block.used_on_number(id);", "let _ = block;")],
+    ),
+    cudarc(
+        "an order that failed is believed",
+        &[edit(ORDERING, "uses.note(how, id, ordered.is_ok());", "uses.note(how, id, true);")],
+    ),
+    cudarc(
+        "a half that is written is taken for followed by old readers",
+        &[edit(
+            ORDERING,
+            "                add(&mut self.writers);\n                self.behind.clear();",
+            "                add(&mut self.writers);",
+        )],
+    ),
+    cudarc(
+        "a capture of a stream that is not known is waited for",
+        &[edit(ORDERING, "if let Err(error) = streams.check_foreign(stream) {", "if let Err(error) = Ok(()) {")],
+    ),
+    cudarc(
+        "halves of a split forget each other",
+        &[edit(BUFFER, "share: Share::Split, only", "share: Share::Whole, only")],
+    ),
+    cudarc("a lent slice frees the memory", &[edit(BUFFER, "let _ = slice.leak();", "drop(slice);")]),
+    cudarc(
+        "a lent slice does not say that it was written",
+        &[edit(BUFFER, "drop(slice.device_ptr_mut(stream));", "let _ = &mut slice;")],
+    ),
+    cudarc(
+        "a pinned block is looked at before its copies are done",
+        &[edit(PINNED, "        self.wait()?;\n        Ok(self.bytes())", "        Ok(self.bytes())")],
+    ),
+    cudarc(
+        "a stream that is being retired keeps its number",
+        &[edit(
+            STREAMS,
+            "match handles.iter().filter(|(id, _)| is_it(*id)).find_map(|(_, handle)| handle.upgrade()) {\n            Some(inner) => Ok(Stream { inner }),",
+            "match handles.iter().find(|(id, _)| is_it(*id)).map(|(id, _)| *id) {\n            Some(id) => Ok(Stream::new(self.clone(), id)),",
+        )],
+    ),
     cuda(
         "CUDA: page-locked memory is used again in the order of streams",
         &[edit("backend/cuda/pinned.rs", "host_ordered: true,", "host_ordered: false,")],
