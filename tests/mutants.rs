@@ -84,7 +84,7 @@ impl Copy {
         let output = Command::new(cargo)
             .current_dir(&self.root)
             .args(["test", "--offline", "--no-default-features", "--no-run", "--message-format=json", "--test", test])
-            .args(["--features", if test.starts_with("cuda") { "cuda" } else { "" }])
+            .args(["--features", if test.contains("cuda") { "cuda" } else { "" }])
             .env("CARGO_TARGET_DIR", &self.target)
             .env("CARGO_PROFILE_DEV_DEBUG", "0")
             .stdin(Stdio::null())

@@ -71,6 +71,16 @@ impl Totals {
 static TURN: Mutex<()> = Mutex::new(());
 static LOADED: LazyLock<Library> = LazyLock::new(load);
 
+macro_rules! control {
+    ($name:literal as fn($($type:ty),*) $(-> $answer:ty)?; $($value:expr),*) => {{
+        // SAFETY: `control.rs` of the stand-in declares it so, and the library stays loaded.
+        unsafe {
+            let symbol = LOADED.get::<unsafe extern "C" fn($($type),*) $(-> $answer)?>($name).expect("a control");
+            symbol($($value),*)
+        }
+    }};
+}
+
 fn turn() -> MutexGuard<'static, ()> {
     TURN.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
@@ -79,12 +89,15 @@ fn is_real() -> bool {
     env::var_os("LARDER_CUDA").is_some_and(|value| value == "real")
 }
 
-/// The driver for tests that share it: no turn is taken and no world begun. `false`: it is the machine's.
-pub fn shared() -> bool {
+/// The driver for tests that share it: no turn is taken and no world begun. Whoever asks whether work is done lets some of it run.
+pub fn shared() {
     if !is_real() {
-        LazyLock::force(&LOADED);
+        patience(1);
     }
-    !is_real()
+}
+
+fn patience(queries: u64) {
+    control!(b"standin_patience" as fn(u64); queries);
 }
 
 /// The driver of the machine where that is wanted, else the stand-in.
@@ -112,16 +125,6 @@ pub fn standin() -> Option<Standin> {
 /// The stand-in's controls; the driver is this test's own while it is held.
 pub struct Standin {
     _turn: MutexGuard<'static, ()>,
-}
-
-macro_rules! control {
-    ($name:literal as fn($($type:ty),*) $(-> $answer:ty)?; $($value:expr),*) => {{
-        // SAFETY: `control.rs` of the stand-in declares it so, and the library stays loaded.
-        unsafe {
-            let symbol = LOADED.get::<unsafe extern "C" fn($($type),*) $(-> $answer)?>($name).expect("a control");
-            symbol($($value),*)
-        }
-    }};
 }
 
 /// What went wrong for those who share the driver.
@@ -184,7 +187,7 @@ impl Standin {
 
     /// After how many vain queries in a row one operation runs; 0: never.
     pub fn patience(&self, queries: u64) {
-        control!(b"standin_patience" as fn(u64); queries);
+        patience(queries);
     }
 
     /// Runs at most `n` operations of a stream; answers how many ran before it was empty or had to wait.

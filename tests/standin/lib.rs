@@ -34,6 +34,7 @@
 //! * Errors of one call never show up at another, except for a lost device.
 #![allow(non_snake_case)]
 
+mod bytes;
 mod capture;
 mod clock;
 mod code;

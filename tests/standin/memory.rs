@@ -7,6 +7,7 @@ use std::alloc::Layout;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
+use crate::bytes::Bytes;
 use crate::clock::Clock;
 use crate::code::{self, Outcome};
 use crate::history::History;
@@ -15,19 +16,9 @@ use crate::history::History;
 pub const PLAIN_ALIGN: u64 = 512;
 /// Where device addresses begin; nothing of this process lies here.
 const FIRST_ADDRESS: u64 = 0x1000_0000_0000;
-/// Bytes that are stored together.
-const CHUNK: u64 = 64 << 10;
-/// What fresh memory holds.
-const FRESH: u8 = 0xCD;
 
 pub type ExtentId = u64;
 pub type Device = i32;
-
-/// The bytes of an extent: chunks that were written, or memory of the host.
-enum Bytes {
-    Chunks(BTreeMap<u64, Box<[u8]>>),
-    Pinned { address: u64, layout: Layout },
-}
 
 /// Physical memory.
 pub struct Extent {
@@ -38,38 +29,6 @@ pub struct Extent {
     bytes: Bytes,
     /// What keeps it alive.
     holders: u32,
-}
-
-impl Extent {
-    /// Calls `visit` with the bytes of the range, piece by piece and in order.
-    fn visit(&mut self, range: Range<u64>, mut visit: impl FnMut(&mut [u8])) {
-        match &mut self.bytes {
-            Bytes::Pinned { address, .. } => {
-                let pointer = std::ptr::with_exposed_provenance_mut::<u8>((*address + range.start) as usize);
-                // SAFETY: pinned memory is allocated, initialised and as large as its extent; the range was checked against it.
-                visit(unsafe { std::slice::from_raw_parts_mut(pointer, (range.end - range.start) as usize) });
-            }
-            Bytes::Chunks(chunks) => {
-                let mut at = range.start;
-                while at < range.end {
-                    let (number, skip) = (at / CHUNK, at % CHUNK);
-                    let count = (CHUNK - skip).min(range.end - at);
-                    let chunk = chunks.entry(number).or_insert_with(|| vec![FRESH; CHUNK as usize].into());
-                    visit(&mut chunk[skip as usize..(skip + count) as usize]);
-                    at += count;
-                }
-            }
-        }
-    }
-}
-
-impl Drop for Extent {
-    fn drop(&mut self) {
-        if let Bytes::Pinned { address, layout } = self.bytes {
-            // SAFETY: allocated with this layout in `add_pinned` and nowhere else freed.
-            unsafe { std::alloc::dealloc(std::ptr::with_exposed_provenance_mut(address as usize), layout) }
-        }
-    }
 }
 
 /// `CUmemLocation`, of every version.
@@ -177,7 +136,7 @@ impl Memory {
 
     fn add_chunks(&mut self, device: Device, size: u64) -> Outcome<ExtentId> {
         self.charge(device, size)?;
-        let bytes = Bytes::Chunks(BTreeMap::new());
+        let bytes = Bytes::fresh();
         Ok(self.add(Extent { size, device: Some(device), history: History::default(), bytes, holders: 1 }))
     }
 
@@ -207,13 +166,7 @@ impl Memory {
         if size == 0 {
             return Err(code::INVALID_VALUE);
         }
-        // SAFETY: the layout is not empty.
-        let pointer = unsafe { std::alloc::alloc_zeroed(layout) };
-        if pointer.is_null() {
-            return Err(code::OUT_OF_MEMORY);
-        }
-        let address = pointer.expose_provenance() as u64;
-        let bytes = Bytes::Pinned { address, layout };
+        let (address, bytes) = Bytes::pinned(layout).ok_or(code::OUT_OF_MEMORY)?;
         let extent = self.add(Extent { size, device: None, history: History::default(), bytes, holders: 1 });
         let access = (0..devices).map(|device| (device, (true, true))).collect();
         self.graves.retain(|at, (end, _)| *end <= address || *at >= address + size);
@@ -370,32 +323,24 @@ impl Memory {
 
     pub fn read(&mut self, pieces: &[Piece]) -> Vec<u8> {
         let mut bytes = Vec::new();
-        for piece in pieces {
-            let extent = self.extents.get_mut(&piece.extent).expect("mapped");
-            extent.visit(piece.bytes.clone(), |part| bytes.extend_from_slice(part));
-        }
+        pieces.iter().for_each(|piece| self.bytes(piece).read(piece.bytes.clone(), &mut bytes));
         bytes
     }
 
     pub fn write(&mut self, pieces: &[Piece], mut bytes: &[u8]) {
         for piece in pieces {
-            let extent = self.extents.get_mut(&piece.extent).expect("mapped");
-            extent.visit(piece.bytes.clone(), |part| {
-                let (now, later) = bytes.split_at(part.len());
-                part.copy_from_slice(now);
-                bytes = later;
-            });
+            let (now, later) = bytes.split_at((piece.bytes.end - piece.bytes.start) as usize);
+            self.bytes(piece).write(piece.bytes.clone(), now);
+            bytes = later;
         }
     }
 
     /// Repeats a pattern; pieces are aligned to it.
     pub fn fill(&mut self, pieces: &[Piece], pattern: &[u8]) {
-        for piece in pieces {
-            let extent = self.extents.get_mut(&piece.extent).expect("mapped");
-            extent.visit(piece.bytes.clone(), |part| match pattern {
-                [byte] => part.fill(*byte),
-                _ => part.chunks_exact_mut(pattern.len()).for_each(|place| place.copy_from_slice(pattern)),
-            });
-        }
+        pieces.iter().for_each(|piece| self.bytes(piece).fill(piece.bytes.clone(), pattern));
+    }
+
+    fn bytes(&mut self, piece: &Piece) -> &mut Bytes {
+        &mut self.extents.get_mut(&piece.extent).expect("resolved").bytes
     }
 }
