@@ -124,6 +124,6 @@ pub use policy::{Config, PoolConfig};
 pub use snapshot::OomReport;
 pub use stats::Stats;
 
-#[cfg(doctest)]
+#[cfg(all(doctest, feature = "cuda", feature = "wgpu"))]
 #[doc = include_str!("../README.md")]
 struct Readme;
