@@ -16,10 +16,14 @@
 //! ```
 //!
 //! # What there is
-//! Host memory ([`Allocator::host`]: addresses reserved once, committed by the page; [`Allocator::host_system`]: segments of
-//! the system's heap) and a simulated device ([`Allocator::simulated`]) with streams, capacity, and failures to order, which
-//! checks every rule that a device would punish. With the feature `cuda`, memory of CUDA devices and page-locked host memory for
-//! those who use `cudarc` (module `cuda`). The feature `wgpu` is a name without content so far.
+//! * **Host memory**: [`Allocator::host`] (addresses reserved once, committed by the page), [`Allocator::host_system`] (segments of
+//!   the system's heap), `Allocator::host_file` (files, for more than the machine has).
+//! * **CUDA**, with the feature `cuda` (module `cuda`): device memory over a context of yours, by the page or in segments; buffers that
+//!   cudarc's calls take; pinned host memory.
+//! * **wgpu**, with the feature `wgpu` (module `wgpu`): segments of a device of yours; bindings, recordings, bytes there and back.
+//! * **A simulated device** ([`Allocator::simulated`]) with streams, capacity, and failures to order, which checks every rule that a
+//!   device would punish.
+//! * **Any of them**: [`Device`], chosen at run time, with the reasons why others cannot be had; [`Fallback`], from one memory to the next.
 //!
 //! A user meets six types: [`Allocator`] and [`Block`] (memory, owned: dropping gives it back), [`Stream`] (an order of device
 //! work), [`Config`], [`Stats`], and [`OomReport`]. Everything else is for those who work inside or look from outside.
@@ -29,14 +33,16 @@
 //! this picture and the source differ.
 //!
 //! ```text
-//! floor 3  native/ diag/ trace/
-//!            native: host blocks as slices, CUDA blocks as typed buffers. diag: the segment map as text. trace: read, write, replay, models.
+//! floor 3  native/ device/ fallback diag/ trace/
+//!            native: blocks as their users take them. device: a device chosen at run time (knows native). fallback: this memory, else that
+//!            one. diag: the segment map as text. trace: read, write, replay (on a device), models.
 //! floor 2  allocator/
 //!            heaps, stream order, backend and policy joined: core, pool, ladder, pages, segments, streams, reclaim, report, handles
-//! floor 1  heap/ fence policy stats snapshot backend/
+//! floor 1  heap/ fence policy stats pressure snapshot backend/
 //!            rooms that do not know each other (snapshot names stats and the backend's budget).
 //!            heap: where blocks lie. fence: which stream has seen which work. policy: config and pure choices.
-//!            stats: the accounting. snapshot: state and reports as data. backend: the trait, the host, the simulated device, CUDA.
+//!            stats: the accounting. pressure: how short memory is, in levels. snapshot: state and reports as data.
+//!            backend: the trait; the host, CUDA, wgpu, the simulated device.
 //! floor 0  units ids
 //!            bytes and their text; newtypes of ids
 //! ```
@@ -93,20 +99,27 @@
 
 pub mod allocator;
 pub mod backend;
+pub mod device;
 pub mod diag;
+pub mod fallback;
 pub mod fence;
 pub mod heap;
 pub mod ids;
 pub mod native;
 pub mod policy;
+pub mod pressure;
 pub mod snapshot;
 pub mod stats;
 pub mod trace;
 pub mod units;
 
 pub use allocator::{AllocError, Allocator, Any, Block, Host, Memory, Request, Simulated, Stream, tag};
+pub use device::Device;
+pub use fallback::Fallback;
 #[cfg(feature = "cuda")]
 pub use native::cuda;
+#[cfg(feature = "wgpu")]
+pub use native::wgpu;
 pub use policy::{Config, PoolConfig};
 pub use snapshot::OomReport;
 pub use stats::Stats;

@@ -280,6 +280,119 @@ fn hostile_programs_end_with_a_verdict() {
     assert!(code == Some(2) && err.contains("no events"), "{err}");
 }
 
+/// A machine may have a hundred CUDA devices, but not this one.
+const NOWHERE: &str = "cuda:4000000000";
+
+#[test]
+fn a_backend_that_is_not_here_is_told_and_ends_with_3() {
+    for (backend, wanted) in [
+        (NOWHERE, "larder: --backend cuda:4000000000: "),
+        ("file:/no/such/folder", "larder: --backend file:/no/such/folder: "),
+    ] {
+        let (code, out, err) = texts(&larder(&[&resnet(), "--backend", backend]));
+        assert_eq!((code, out.as_str()), (Some(3), ""), "{backend}: {err}");
+        assert!(err.contains(wanted) && !err.contains("panicked") && err.lines().count() == 1, "{backend}: {err}");
+    }
+    let (code, _, err) = texts(&larder(&[&resnet(), "--backend", NOWHERE, "--config", "slack=0"]));
+    assert_eq!(code, Some(2), "a config that is wrong everywhere comes first: {err}");
+}
+
+#[test]
+fn real_memory_is_played_where_it_is_here() {
+    let small = data("serving_small.gz");
+    let simulated = row(&[&small, "--no-time"]);
+    let files = format!("file:{}", std::env::temp_dir().display());
+    for backend in ["host", &files, "cuda", "wgpu"] {
+        let (code, out, err) = texts(&larder(&[&small, "--backend", backend, "--no-time", "--json"]));
+        if code == Some(3) {
+            assert!(backend != "host", "{err}");
+            println!("{backend}: not run: {}", err.trim_end());
+            continue;
+        }
+        assert_eq!(code, Some(0), "{backend}: {out}{err}");
+        let row: Value = serde_json::from_str(&out).unwrap();
+        let backend = if backend == "cuda" { "cuda:0" } else { backend };
+        assert_eq!((&row["backend"], &row["device_allocs"]), (&backend.into(), &Value::Null));
+        assert_eq!(row["peak_requested"], simulated["peak_requested"]);
+        assert!(number(&row, "peak_reserved") >= number(&row, "peak_live"));
+    }
+}
+
+fn probe(arguments: &[&str]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_larder")).arg("probe").args(arguments).output().unwrap();
+    let (code, out, err) = texts(&output);
+    assert_eq!((code, err.as_str()), (Some(0), ""), "{out}");
+    out
+}
+
+#[test]
+fn probe_tells_of_every_device_what_it_offers_or_why_not() {
+    let out = probe(&["--json"]);
+    let rows: Vec<Value> = out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let devices: Vec<&str> = rows.iter().map(|row| row["device"].as_str().unwrap()).collect();
+    assert_eq!((devices[0], &devices[devices.len() - 3..]), ("cuda:0", &["wgpu", "host", "sim"][..]));
+    for row in &rows {
+        if row["available"] == true {
+            let offer = &row["offer"];
+            assert!(row["reason"].is_null() && number(offer, "region_max") > 0.0, "{row}");
+            assert!(!offer["name"].as_str().unwrap().is_empty(), "{row}");
+        } else {
+            assert!(row["offer"].is_null() && row["reason"].as_str().unwrap().len() > 10, "{row}");
+            assert!(row["device"] != "host" && row["device"] != "sim", "{row}");
+        }
+    }
+    let best: Vec<&Value> = rows.iter().filter(|row| row["best"] == true).collect();
+    assert_eq!(best.len(), 1);
+    assert!(best[0]["available"] == true && best[0]["offer"]["software"] == false && best[0]["device"] != "sim");
+}
+
+/// Variables that hide every GPU from the drivers of Linux and CUDA.
+const HIDDEN: [(&str, &str); 3] =
+    [("CUDA_VISIBLE_DEVICES", "-1"), ("VK_DRIVER_FILES", "/nonexistent"), ("VK_ICD_FILENAMES", "/nonexistent")];
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_machine_without_a_gpu_is_told_why_and_served_all_the_same() {
+    let tool = || {
+        let mut tool = Command::new(env!("CARGO_BIN_EXE_larder"));
+        tool.envs(HIDDEN);
+        tool
+    };
+    let (code, out, err) = texts(&tool().args(["probe", "--json"]).output().unwrap());
+    assert_eq!((code, err.as_str()), (Some(0), ""), "{out}");
+    for line in out.lines() {
+        let row: Value = serde_json::from_str(line).unwrap();
+        let is_gpu = row["device"] == "wgpu" || row["device"].as_str().unwrap().starts_with("cuda");
+        assert_eq!(row["available"], !is_gpu, "{row}");
+        assert_eq!(row["reason"].is_string(), is_gpu, "{row}");
+        assert_eq!(row["best"], row["device"] == "host", "{row}");
+    }
+    for backend in ["cuda", "wgpu"] {
+        let (code, out, err) = texts(&tool().args(["replay", &resnet(), "--backend", backend]).output().unwrap());
+        assert_eq!((code, out.as_str(), err.lines().count()), (Some(3), "", 1), "{backend}: {err}");
+        assert!(err.starts_with(&format!("larder: --backend {backend}")) && !err.contains("panicked"), "{err}");
+    }
+}
+
+#[test]
+fn probe_can_be_read() {
+    let out = probe(&[]);
+    let line =
+        |start: &str| out.lines().find(|line| line.starts_with(start)).unwrap_or_else(|| panic!("{start}: {out}"));
+    for device in ["cuda:0 ", "wgpu "] {
+        let text = line(device).split_whitespace().skip(1).collect::<Vec<_>>().join(" ");
+        assert!(text.starts_with("not available: ") || !text.is_empty(), "{out}");
+        let is_best = line("the best for programs").contains(device.trim());
+        assert!(
+            is_best || !text.starts_with("not available") || out.contains(&format!("  not {}: ", device.trim())),
+            "{out}"
+        );
+    }
+    assert!(line("host ").ends_with("memory of this machine") && line("sim ").ends_with("it holds no bytes"), "{out}");
+    assert!(out.contains("unless told otherwise"), "{out}");
+    assert!(out.lines().all(|line| line.len() < 240 && !line.ends_with(' ')), "{out}");
+}
+
 #[test]
 fn a_closed_pipe_is_quiet() {
     let mut child =

@@ -15,8 +15,19 @@ mod misuse;
 mod pages;
 #[path = "conformance/segments.rs"]
 mod segments;
+#[cfg(feature = "wgpu")]
+#[path = "conformance/wgpu.rs"]
+mod wgpu;
+#[cfg(not(feature = "wgpu"))]
+mod wgpu {
+    pub fn rows() -> Vec<super::Row> {
+        Vec::new()
+    }
+}
 
 use std::collections::BTreeSet;
+#[cfg(unix)]
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use larder::backend::host::System;
@@ -27,26 +38,26 @@ use larder::backend::{Backend, BackendError, Capabilities, Region, Span};
 use larder::ids::{EventId, RegionId, StreamId};
 use larder::units::MIB;
 
-/// Reads and writes memory at addresses that a backend gave, where the CPU can.
+/// Reads and writes memory that a backend gave.
 trait Touch: Sync {
-    /// Sets `size` bytes at `address`.
-    fn write(&self, address: u64, size: u64, byte: u8);
-    /// The byte at `address`; `None` where the CPU cannot see it.
-    fn read(&self, address: u64) -> Option<u8>;
+    /// Sets `size` bytes from `offset` of a region on.
+    fn write(&self, backend: &dyn Backend, region: Region, offset: u64, size: u64, byte: u8);
+    /// The byte at `offset` of a region; `None` where nobody can see it.
+    fn read(&self, backend: &dyn Backend, region: Region, offset: u64) -> Option<u8>;
 }
 
 /// Memory of the host.
 struct Cpu;
 
 impl Touch for Cpu {
-    fn write(&self, address: u64, size: u64, byte: u8) {
-        let pointer = std::ptr::with_exposed_provenance_mut::<u8>(address as usize);
+    fn write(&self, _backend: &dyn Backend, region: Region, offset: u64, size: u64, byte: u8) {
+        let pointer = std::ptr::with_exposed_provenance_mut::<u8>((region.base + offset) as usize);
         // SAFETY: the suite writes only to spans that are backed and that it has to itself.
         unsafe { pointer.write_bytes(byte, size as usize) }
     }
 
-    fn read(&self, address: u64) -> Option<u8> {
-        let pointer = std::ptr::with_exposed_provenance::<u8>(address as usize);
+    fn read(&self, _backend: &dyn Backend, region: Region, offset: u64) -> Option<u8> {
+        let pointer = std::ptr::with_exposed_provenance::<u8>((region.base + offset) as usize);
         // SAFETY: the suite reads only from spans that are backed, and memory of hosts is initialised.
         Some(unsafe { pointer.read_volatile() })
     }
@@ -56,9 +67,9 @@ impl Touch for Cpu {
 struct Nobody;
 
 impl Touch for Nobody {
-    fn write(&self, _address: u64, _size: u64, _byte: u8) {}
+    fn write(&self, _backend: &dyn Backend, _region: Region, _offset: u64, _size: u64, _byte: u8) {}
 
-    fn read(&self, _address: u64) -> Option<u8> {
+    fn read(&self, _backend: &dyn Backend, _region: Region, _offset: u64) -> Option<u8> {
         None
     }
 }
@@ -86,7 +97,7 @@ fn rows() -> Vec<Row> {
 
 fn rows_everywhere() -> Vec<Row> {
     let zero = Some(Fresh::Zero);
-    vec![
+    let mut rows = vec![
         Row { name: "system", make: || Box::new(System::new()), touch: &Cpu, fresh: zero },
         #[cfg(unix)]
         Row { name: "mmap", make: || mmap(MmapConfig::default()), touch: &Cpu, fresh: zero },
@@ -101,9 +112,18 @@ fn rows_everywhere() -> Vec<Row> {
         Row {
             name: "mmap, large pages, touched by three threads",
             make: || {
-                let pretouch = std::num::NonZeroUsize::new(3);
+                let pretouch = NonZeroUsize::new(3);
                 mmap(MmapConfig { page: 4 * MIB, region_max: Some(512 * MIB), pretouch, ..Default::default() })
             },
+            touch: &Cpu,
+            fresh: zero,
+        },
+        #[cfg(target_os = "linux")]
+        Row { name: "file", make: || in_files(MmapConfig::default()), touch: &Cpu, fresh: zero },
+        #[cfg(target_os = "linux")]
+        Row {
+            name: "file, small pages, touched at once",
+            make: || in_files(MmapConfig { page: MIB / 16, pretouch: NonZeroUsize::new(2), ..Default::default() }),
             touch: &Cpu,
             fresh: zero,
         },
@@ -111,7 +131,9 @@ fn rows_everywhere() -> Vec<Row> {
         simulated("sim, remap", || sim(SimMemory::Remap)),
         simulated("sim, pages only", || sim(SimMemory::Paged)),
         simulated("sim, segments", || sim(SimMemory::Segments)),
-    ]
+    ];
+    rows.extend(wgpu::rows());
+    rows
 }
 
 /// A device: nobody reads or writes its bytes from here.
@@ -126,6 +148,11 @@ fn sim(memory: SimMemory) -> Box<dyn Backend> {
 #[cfg(unix)]
 fn mmap(config: MmapConfig) -> Box<dyn Backend> {
     Box::new(Mmap::new(config).unwrap())
+}
+
+#[cfg(target_os = "linux")]
+fn in_files(config: MmapConfig) -> Box<dyn Backend> {
+    Box::new(Mmap::in_folder(&std::env::temp_dir(), config).unwrap())
 }
 
 /// A backend under test, with what is known about it.
@@ -170,19 +197,23 @@ impl<'a> Subject<'a> {
     }
 
     fn expect(&self, region: Region, offset: u64, byte: u8) {
-        if let Some(found) = self.touch.read(region.base + offset) {
+        if let Some(found) = self.touch.read(self.backend, region, offset) {
             assert_eq!(found, byte, "at {offset} of {}", region.id);
         }
     }
 
     /// Fresh memory can be read; where it must be zero, it is.
     fn expect_fresh(&self, region: Region, offset: u64) {
-        let found = self.touch.read(region.base + offset);
+        let found = self.touch.read(self.backend, region, offset);
         assert!(self.fresh.is_none() || found.is_none_or(|byte| byte == 0), "{found:?} at {offset} of {}", region.id);
     }
 
+    fn write(&self, region: Region, offset: u64, size: u64, byte: u8) {
+        self.touch.write(self.backend, region, offset, size, byte);
+    }
+
     fn fill(&self, span: Span, region: Region, byte: u8) {
-        self.touch.write(region.base + span.offset, span.size, byte);
+        self.write(region, span.offset, span.size, byte);
         self.expect(region, span.offset, byte);
         self.expect(region, span.offset + span.size - 1, byte);
     }
@@ -266,7 +297,7 @@ fn events_and_streams(subject: &Subject<'_>) {
 fn check_zero(subject: &Subject<'_>, region: Region) {
     let size = region.size;
     for (offset, length) in [(0, size), (4, 4), (size / 2 - 8, 16), (size - 4, 4), (256, size / 2)] {
-        subject.touch.write(region.base, size, 0xA5);
+        subject.write(region, 0, size, 0xA5);
         subject.zero(region, offset, length);
         for inside in [offset, offset + length / 2, offset + length - 1] {
             subject.expect(region, inside, 0);

@@ -25,6 +25,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("classical", 2),
     ("native", 3),
     ("device", 3),
+    ("fallback", 3),
     ("tensor", 3),
     ("monitor", 3),
     ("diag", 3),
@@ -32,16 +33,20 @@ const FLOORS: &[(&str, u8)] = &[
     ("ffi", 4),
 ];
 
-/// Arrows on one floor, each named: what is copied must be able to say what it is a copy of.
-const BESIDE: &[(&str, &str)] = &[("snapshot", "stats"), ("snapshot", "backend")];
+/// Arrows on one floor, each named: what is copied must be able to say what it is a copy of; a device chosen at run time is one of
+/// the native ones; a replay has a device to play on.
+const BESIDE: &[(&str, &str)] =
+    &[("snapshot", "stats"), ("snapshot", "backend"), ("device", "native"), ("trace", "device")];
 
 /// The files that may hold `unsafe`.
 const UNSAFE: &[&str] = &[
     "src/backend/cuda/compiler.rs",
     "src/backend/cuda/driver.rs",
     "src/backend/cuda/library.rs",
+    "src/backend/host/file.rs",
     "src/backend/host/mapping.rs",
     "src/backend/host/system.rs",
+    "src/device/cuda.rs",
     "src/native/cudarc.rs",
     "src/native/host.rs",
     "src/native/pinned.rs",

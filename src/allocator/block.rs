@@ -87,6 +87,12 @@ impl<M: Memory> Block<M> {
         }
     }
 
+    /// Whether its memory is of this kind; a block of no bytes is any kind.
+    pub fn is<N: Memory>(&self) -> bool {
+        let wanted = TypeId::of::<N>();
+        wanted == TypeId::of::<Any>() || self.home.as_ref().is_none_or(|home| home.core.kind == wanted)
+    }
+
     /// As [`Block::used_on`], by the number of a stream of its allocator that has a handle, or is in use on another block.
     #[allow(dead_code, reason = "used by kinds of memory that features add")]
     pub(crate) fn used_on_number(&self, stream: StreamId) {
@@ -111,8 +117,7 @@ impl<M: Memory> Block<M> {
     /// # Errors
     /// The block, unchanged, when its memory is of another kind.
     pub fn downcast<N: Memory>(self) -> Result<Block<N>, Self> {
-        let is = |kind: TypeId| kind == TypeId::of::<N>() || TypeId::of::<N>() == TypeId::of::<Any>();
-        if self.home.as_ref().is_none_or(|home| is(home.core.kind)) { Ok(self.cast()) } else { Err(self) }
+        if self.is::<N>() { Ok(self.cast()) } else { Err(self) }
     }
 
     fn cast<N: Memory>(mut self) -> Block<N> {

@@ -8,7 +8,7 @@
 //!
 //! # Invariants
 //! * `device.reserved` is the sum of the pools' reserved bytes and changes under `slow` only;
-//! * events are recorded, queried and forgotten under `slow` only;
+//! * events that the clocks know are recorded, queried and forgotten under `slow` only;
 //! * pools are only ever added.
 
 use std::any::{Any, TypeId};

@@ -380,7 +380,7 @@ impl<'a> Climb<'a> {
     }
 
     fn grow_segment(&mut self, slow: &mut Slow, rung: Rung, room: u64) -> Climbed {
-        let segment_min = self.core.config.read().segment_min;
+        let segment_min = self.core.config.read().segment_min.min(self.core.caps.region_max);
         let Some(least) = segment_size(self.need.size, segment_min, self.core.quantum) else { return Ok(None) };
         // What a limit forbids in any case empties no cache.
         if rung == Rung::Grow && !self.captured && !self.core.forbids(self.id, least) {

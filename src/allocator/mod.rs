@@ -33,16 +33,18 @@ use std::any::TypeId;
 use std::marker::PhantomData;
 use std::panic::Location;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use self::core::Core;
 #[cfg(unix)]
-use crate::backend::host::MmapConfig;
+use crate::backend::host::{Mmap, MmapConfig, limit::less_a_margin};
 use crate::backend::host::{System, default_limit};
 use crate::backend::sim::{Sim, SimConfig};
 use crate::backend::{Backend, Capabilities};
 use crate::ids::PoolId;
 use crate::policy::{Config, ConfigError, PoolConfig};
+use crate::pressure::Pressure;
 use crate::snapshot::Snapshot;
 use crate::stats::Stats;
 
@@ -148,7 +150,30 @@ impl Allocator<Host> {
     pub fn host_mmap(mmap: MmapConfig, config: Config) -> Result<Self, AllocError> {
         config.validate()?;
         let config = Config { page: Some(mmap.page), ..config };
-        Self::over(Box::new(crate::backend::host::Mmap::new(mmap)?), config, Some(default_limit()))
+        Self::over(Box::new(Mmap::new(mmap)?), config, Some(default_limit()))
+    }
+
+    /// Host memory that is kept in files of a folder, for more than the machine has; see
+    /// [`Mmap::in_folder`](crate::backend::host::Mmap::in_folder). Without a limit in the config it is what the folder's file
+    /// system has free now, less 5 %.
+    ///
+    /// ```no_run
+    /// use larder::{Allocator, Config};
+    ///
+    /// let files = Allocator::host_file("/var/tmp".as_ref(), Config::default())?;
+    /// let mut block = files.alloc(1 << 36)?;
+    /// # Ok::<(), larder::AllocError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Allocator::host`]; a folder that cannot be used, with the system's reason.
+    #[cfg(unix)]
+    pub fn host_file(folder: &std::path::Path, config: Config) -> Result<Self, AllocError> {
+        config.validate()?;
+        let page = config.page.unwrap_or(MmapConfig::default().page);
+        let mmap = Mmap::in_folder(folder, MmapConfig { page, ..MmapConfig::default() })?;
+        let limit = mmap.space().map(less_a_margin);
+        Self::over(Box::new(mmap), Config { page: Some(page), ..config }, limit)
     }
 
     /// Host memory in segments from the system's heap.
@@ -288,6 +313,14 @@ impl<M: Memory> Allocator<M> {
             pool.meter.reset_addresses(state.addresses());
         }
         self.core.reset_reserved_peak();
+    }
+
+    /// How short memory is: what all pools hold of the limit, and what is held of the device, which is asked. A device that does
+    /// not answer says nothing.
+    pub fn pressure(&self) -> Pressure {
+        let budget = self.core.backend.budget().ok().flatten();
+        let limit = self.core.config.read().limit;
+        Pressure::new(self.core.reserved.load(Relaxed), limit, budget.map(|budget| (budget.free, budget.total)))
     }
 
     /// Everything that the allocator holds, as plain data.

@@ -42,6 +42,8 @@ use crate::units::Bytes;
 pub mod cuda;
 pub mod host;
 pub mod sim;
+#[cfg(feature = "wgpu")]
+pub mod wgpu;
 
 /// A region of addresses, as its backend describes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,7 +7,7 @@
 
 use bytemuck::{AnyBitPattern, NoUninit, PodCastError};
 
-use crate::allocator::{Block, Host};
+use crate::allocator::{Any, Block, Host, Memory};
 
 /// Why a block cannot be seen as a slice of a type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -33,23 +33,56 @@ pub enum ViewError {
     Empty,
 }
 
+/// The bytes of a block.
+///
+/// # Safety
+/// The block is of memory that its backend gave as the host's, as [`Host`] memory is, which no device writes to while the view
+/// lives; or of no bytes.
+pub(crate) unsafe fn bytes<M: Memory>(block: &Block<M>) -> &[u8] {
+    let pointer = std::ptr::with_exposed_provenance::<u8>(block.address() as usize);
+    // SAFETY: a host block's address is the start of `len` bytes that its backend mapped readable and writable and exposed,
+    // initialised, owned by this block alone while it lives (the heap gives no byte twice); an empty block's address is not
+    // null. Shared views only come from a shared block, so nobody writes meanwhile.
+    unsafe { std::slice::from_raw_parts(pointer, block.len() as usize) }
+}
+
+/// The bytes of a block, to change.
+///
+/// # Safety
+/// As for [`bytes`]; no device reads it either.
+pub(crate) unsafe fn bytes_mut<M: Memory>(block: &mut Block<M>) -> &mut [u8] {
+    let pointer = std::ptr::with_exposed_provenance_mut::<u8>(block.address() as usize);
+    // SAFETY: as in `bytes`; the exclusive borrow makes this the only view.
+    unsafe { std::slice::from_raw_parts_mut(pointer, block.len() as usize) }
+}
+
+impl Block<Any> {
+    /// The block's bytes, where they are memory of the host; `None` elsewhere.
+    pub fn host_bytes(&self) -> Option<&[u8]> {
+        // SAFETY: it is host memory, or no bytes.
+        self.is::<Host>().then(|| unsafe { bytes(self) })
+    }
+
+    /// The block's bytes, to change, where they are memory of the host; `None` elsewhere.
+    pub fn host_bytes_mut(&mut self) -> Option<&mut [u8]> {
+        // SAFETY: it is host memory, or no bytes.
+        self.is::<Host>().then(|| unsafe { bytes_mut(self) })
+    }
+}
+
 impl Block<Host> {
     /// The block's bytes.
     #[inline]
     pub fn as_bytes(&self) -> &[u8] {
-        let pointer = std::ptr::with_exposed_provenance::<u8>(self.address() as usize);
-        // SAFETY: a host block's address is the start of `len` bytes that its backend mapped readable and writable and exposed,
-        // initialised, owned by this block alone while it lives (the heap gives no byte twice); an empty block's address is not
-        // null. Shared views only come from `&self`, so nobody writes meanwhile.
-        unsafe { std::slice::from_raw_parts(pointer, self.len() as usize) }
+        // SAFETY: the type says that it is host memory.
+        unsafe { bytes(self) }
     }
 
     /// The block's bytes, to change.
     #[inline]
     pub fn as_mut_bytes(&mut self) -> &mut [u8] {
-        let pointer = std::ptr::with_exposed_provenance_mut::<u8>(self.address() as usize);
-        // SAFETY: as in `as_bytes`; `&mut self` makes this the only view.
-        unsafe { std::slice::from_raw_parts_mut(pointer, self.len() as usize) }
+        // SAFETY: the type says that it is host memory.
+        unsafe { bytes_mut(self) }
     }
 
     /// The block as elements of a plain type.

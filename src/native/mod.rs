@@ -11,5 +11,9 @@ mod host;
 mod ordering;
 #[cfg(feature = "cuda")]
 mod pinned;
+#[cfg(feature = "wgpu")]
+pub mod wgpu;
 
 pub use host::ViewError;
+#[cfg(feature = "cuda")]
+pub(crate) use host::{bytes, bytes_mut};

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 pub use super::cpu_time::thread_cpu_time;
 use super::{Op, Trace};
 use crate::allocator::{AllocError, Allocator, Any, Block, Stream, TagId};
+use crate::backend::BackendError;
 use crate::backend::sim::{Lag, Sim, SimConfig, SimCounters, SimMemory};
+use crate::device::{Device, Kind, Unavailable};
 use crate::ids::PoolId;
 use crate::policy::{Config, PoolConfig};
 use crate::snapshot::Snapshot;
@@ -15,14 +17,14 @@ use crate::stats::Stats;
 use crate::units::align_up;
 
 /// Where a trace is played.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stage {
     /// A simulated device that moves pages.
     Sim,
     /// A simulated device that gives segments.
     SimSegments,
-    /// This machine's memory.
-    Host,
+    /// Real memory.
+    Device(Kind),
 }
 
 /// How a trace is played.
@@ -30,7 +32,7 @@ pub enum Stage {
 pub struct ReplayConfig {
     /// Where.
     pub stage: Stage,
-    /// Bytes of the simulated device, or the limit on the host; `None`: as large as wished.
+    /// Bytes of the simulated device, or the limit on a real one; `None`: as large as wished.
     pub capacity: Option<u64>,
     /// When work on the simulated device is complete.
     pub lag: Lag,
@@ -183,13 +185,17 @@ impl<'a> Player<'a> {
 /// An allocator as a [`ReplayConfig`] asks for it.
 ///
 /// # Errors
-/// A config that contradicts itself.
+/// A config that contradicts itself, or a device that cannot be had ([`Device::open`] tells that in types).
 pub fn stage(config: &ReplayConfig) -> Result<(Allocator<Any>, Option<Sim>), AllocError> {
     let mut settings = config.config.clone();
-    let memory = match config.stage {
-        Stage::Host => {
+    let memory = match &config.stage {
+        Stage::Device(kind) => {
             settings.limit = config.capacity.or(settings.limit);
-            return Ok((Allocator::host(settings)?.erase(), None));
+            return match Device::open(kind, settings) {
+                Ok(device) => Ok((device.allocator().clone(), None)),
+                Err(Unavailable::Refused(error)) => Err(error),
+                Err(reason) => Err(BackendError::Driver { call: "open", reason: reason.to_string(), code: 0 }.into()),
+            };
         }
         Stage::Sim => SimMemory::Alias,
         Stage::SimSegments => SimMemory::Segments,

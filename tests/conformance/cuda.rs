@@ -5,8 +5,8 @@
 use std::sync::{Arc, LazyLock};
 
 use cudarc::driver::{CudaContext, result};
-use larder::backend::Backend;
 use larder::backend::cuda::{CudaConfig, CudaDevice, PinnedConfig, PinnedHost};
+use larder::backend::{Backend, Region};
 use larder::units::MIB;
 
 use crate::{Cpu, Fresh, Row, Touch, driver};
@@ -20,18 +20,18 @@ static CONTEXT: LazyLock<Arc<CudaContext>> = LazyLock::new(|| {
 struct Device;
 
 impl Touch for Device {
-    fn write(&self, address: u64, size: u64, byte: u8) {
+    fn write(&self, _backend: &dyn Backend, region: Region, offset: u64, size: u64, byte: u8) {
         CONTEXT.bind_to_thread().unwrap();
         // SAFETY: the suite writes only to spans that are backed and that it has to itself.
-        unsafe { result::memset_d8_async(address, byte, size as usize, std::ptr::null_mut()) }.unwrap();
+        unsafe { result::memset_d8_async(region.base + offset, byte, size as usize, std::ptr::null_mut()) }.unwrap();
         CONTEXT.default_stream().synchronize().unwrap();
     }
 
-    fn read(&self, address: u64) -> Option<u8> {
+    fn read(&self, _backend: &dyn Backend, region: Region, offset: u64) -> Option<u8> {
         CONTEXT.bind_to_thread().unwrap();
         let mut byte = [0];
         // SAFETY: as above.
-        unsafe { result::memcpy_dtoh_sync(&mut byte, address) }.unwrap();
+        unsafe { result::memcpy_dtoh_sync(&mut byte, region.base + offset) }.unwrap();
         Some(byte[0])
     }
 }

@@ -84,7 +84,7 @@ fn refused_on_pages(subject: &Subject<'_>) {
 
 fn refused_on_segments(subject: &Subject<'_>) {
     let region = grow(subject, 100_000);
-    subject.touch.write(region.base, region.size, 5);
+    subject.write(region, 0, region.size, 5);
     for (offset, size) in [(0, 0), (region.size, 1), (region.size - 1, 2), (u64::MAX, 2), (1, u64::MAX)] {
         breach(subject.backend.zero(StreamId(0), Span { region: region.id, offset, size }));
     }

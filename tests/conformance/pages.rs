@@ -52,7 +52,7 @@ fn many_small_and_one_large(subject: &Subject<'_>) {
         // 11 has no factor in common with 32, so every page comes once.
         let span = subject.pages(region, index * 11 % 32, 1);
         subject.backend.back(span).unwrap();
-        subject.touch.write(region.base + span.offset, 1, index as u8);
+        subject.write(region, span.offset, 1, index as u8);
     }
     (0..32).for_each(|index| subject.expect(region, index * 11 % 32 * subject.page(), index as u8));
     subject.settle();
@@ -202,8 +202,8 @@ fn random_step(subject: &Subject<'_>, shadow: &mut Shadow, random: &mut Random) 
         4..=6 => {
             let byte = random.below(256) as u8;
             for page in pages {
-                subject.touch.write(region.base + page as u64 * subject.page(), 1, byte);
-                subject.touch.write(region.base + (page as u64 + 1) * subject.page() - 1, 1, byte);
+                subject.write(region, page as u64 * subject.page(), 1, byte);
+                subject.write(region, (page as u64 + 1) * subject.page() - 1, 1, byte);
                 let physical = shadow.behind[index][page].unwrap();
                 shadow.bytes[physical] = Some(byte);
             }

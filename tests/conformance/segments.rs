@@ -16,7 +16,7 @@ fn segments_come_and_go(subject: &Subject<'_>) {
     let sizes = [1, 63, 4096, 4097, 100 * KIB, 2 * MIB - 1, 2 * MIB, 64 * MIB];
     let regions: Vec<Region> = sizes.iter().map(|size| grow(subject, *size)).collect();
     for (region, byte) in regions.iter().zip(1..) {
-        subject.touch.write(region.base, region.size, byte);
+        subject.write(*region, 0, region.size, byte);
     }
     for (region, byte) in regions.iter().zip(1..) {
         subject.expect(*region, 0, byte);
@@ -36,7 +36,7 @@ fn segments_from_four_threads(subject: &Subject<'_>) {
             scope.spawn(move || {
                 for round in 0..50 {
                     let region = grow(subject, 10_000 * (round + 1));
-                    subject.touch.write(region.base, region.size, thread);
+                    subject.write(region, 0, region.size, thread);
                     subject.expect(region, region.size - 1, thread);
                     subject.backend.release(region.id).unwrap();
                 }
@@ -66,8 +66,8 @@ fn random_segments(subject: &Subject<'_>, seed: u64) {
         match choice {
             1 => {
                 let byte = random.below(256) as u8;
-                subject.touch.write(region.base, 1, byte);
-                subject.touch.write(region.base + region.size - 1, 1, byte);
+                subject.write(region, 0, 1, byte);
+                subject.write(region, region.size - 1, 1, byte);
                 live[index].1 = Some(byte);
             }
             2 => {

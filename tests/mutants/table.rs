@@ -250,6 +250,35 @@ pub const MUTANTS: &[Mutant] = &[
         "a segment with unfinished work is released",
         &[edit(POOL, "segment.3 && segment.0 <= most", "segment.0 <= most")],
     ),
+    Mutant {
+        name: "bytes are copied into a block before the work that it is in use by",
+        edits: &[edit(
+            "device/transfer.rs",
+            "self.settle()?;\n        if let Some(view) = self.host_bytes_mut()",
+            "if let Some(view) = self.host_bytes_mut()",
+        )],
+        caught_by: "device_cuda",
+    },
+    Mutant {
+        name: "space on the disk is not taken beforehand",
+        edits: &[edit("backend/host/mapping.rs", "file::fill(file, range.clone())?;", "let _ = file;")],
+        caught_by: "file_memory",
+    },
+    Mutant {
+        name: "files pass the process's limit of their size",
+        edits: &[edit("backend/host/file.rs", "wanted.min(size_limit())", "wanted")],
+        caught_by: "file_memory",
+    },
+    Mutant {
+        name: "an error that is no lack of memory is hidden by the next memory",
+        edits: &[edit("fallback.rs", "let passes_on = passes_on(&error);", "let passes_on = true;")],
+        caught_by: "fallback",
+    },
+    Mutant {
+        name: "what a memory refused is not counted",
+        edits: &[edit("fallback.rs", "refused_bytes.fetch_add(bytes, Relaxed)", "refused_bytes.load(Relaxed)")],
+        caught_by: "fallback",
+    },
     cuda(
         "CUDA: an event is taken to be done",
         &[edit(

@@ -20,7 +20,7 @@ const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 /// where nobody tells (Windows), 8 GiB are assumed.
 pub fn default_limit() -> u64 {
     let memory = physical_memory().unwrap_or(ASSUMED_MEMORY);
-    less_five_percent(cgroup_limit().map_or(memory, |limit| limit.min(memory)))
+    less_a_margin(cgroup_limit().map_or(memory, |limit| limit.min(memory)))
 }
 
 /// [`default_limit`], and what of it nobody uses: the memory available, or what the tightest cgroup has room for, page
@@ -45,7 +45,8 @@ fn system_memory() -> Option<u64> {
     None
 }
 
-fn less_five_percent(bytes: u64) -> u64 {
+/// What of so many bytes an allocator takes at most: 5 % less.
+pub(crate) fn less_a_margin(bytes: u64) -> u64 {
     bytes - bytes / 20
 }
 
@@ -253,11 +254,8 @@ mod tests {
     fn this_machine_has_a_sane_limit() {
         let limit = default_limit();
         let memory = physical_memory().unwrap_or(ASSUMED_MEMORY);
-        assert!(limit <= less_five_percent(memory), "{limit} of {memory}");
+        assert!(limit <= less_a_margin(memory), "{limit} of {memory}");
         assert!(budget().is_none_or(|budget| budget.free <= budget.total));
-        assert_eq!(
-            (less_five_percent(0), less_five_percent(100), less_five_percent(u64::MAX) < u64::MAX),
-            (0, 95, true)
-        );
+        assert_eq!((less_a_margin(0), less_a_margin(100), less_a_margin(u64::MAX) < u64::MAX), (0, 95, true));
     }
 }

@@ -4,9 +4,11 @@
 //! where memory safety rests on them.
 //!
 //! Invariants: the mapping owns `base .. base + size`, which nobody else maps, unmaps or protects; a byte in `backed` is
-//! readable and writable; a byte outside has no memory behind it.
+//! readable and writable; a byte outside has no memory behind it. With a file, offset `n` of the file is behind `base + n`,
+//! it has space for what is in `backed`, and nobody else has it open.
 #![allow(unsafe_code)]
 
+use std::fs::File;
 use std::io;
 use std::num::NonZeroUsize;
 use std::ops::Range;
@@ -14,6 +16,7 @@ use std::ptr;
 
 use libc::{MAP_ANON, MAP_FAILED, MAP_PRIVATE, PROT_NONE, PROT_READ, PROT_WRITE, c_int, c_void};
 
+use super::file;
 use super::runs::Runs;
 use crate::units::MIB;
 
@@ -32,6 +35,8 @@ pub(super) struct Mapping {
     base: u64,
     size: u64,
     backed: Runs,
+    /// Where the bytes are kept; in the system's own memory without.
+    file: Option<File>,
 }
 
 impl Mapping {
@@ -56,7 +61,23 @@ impl Mapping {
             // Should the system refuse, these addresses stay reserved, with nothing behind them.
             unsafe { libc::munmap(at(part.start), (part.end - part.start) as usize) };
         }
-        Ok(Mapping { base, size, backed: Runs::default() })
+        Ok(Mapping { base, size, backed: Runs::default(), file: None })
+    }
+
+    /// As [`Mapping::reserve`], with a file of `size` bytes behind the addresses, which takes no space and is open nowhere else.
+    pub(super) fn of_file(file: File, size: u64, align: u64) -> io::Result<Mapping> {
+        use std::os::fd::AsRawFd;
+        let mut mapping = Mapping::reserve(size, align)?;
+        let (start, length) = mapping.place(&(0..size));
+        let flags = libc::MAP_SHARED | libc::MAP_FIXED | NO_RESERVE;
+        // SAFETY: `place` has checked that the addresses are ours; what is replaced is empty and nobody knows of it.
+        let pointer = unsafe { libc::mmap(start, length, PROT_NONE, flags, file.as_raw_fd(), 0) };
+        if pointer == MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        mapping.keep_from_children()?;
+        mapping.file = Some(file);
+        Ok(mapping)
     }
 
     pub(super) fn base(&self) -> u64 {
@@ -82,12 +103,29 @@ impl Mapping {
         Err(io::ErrorKind::Unsupported.into())
     }
 
+    /// A process forked from this one would share the bytes of a file with it: it gets no such addresses.
+    #[cfg(target_os = "linux")]
+    fn keep_from_children(&self) -> io::Result<()> {
+        self.advise(0..self.size, libc::MADV_DONTFORK)
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn keep_from_children(&self) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     /// Lets a range be used: its memory comes when it is first touched, as zeros. Changes nothing when it fails.
     pub(super) fn open(&mut self, range: Range<u64>) -> io::Result<()> {
         assert!(!self.backed.touches(&range));
+        if let Some(file) = &self.file {
+            file::fill(file, range.clone())?;
+        }
         if let Err(error) = self.protect(range.clone(), PROT_READ | PROT_WRITE) {
             // A part may have been opened already. Should this fail too, it is open and not backed: harmless.
-            self.protect(range, PROT_NONE).ok();
+            self.protect(range.clone(), PROT_NONE).ok();
+            if let Some(file) = &self.file {
+                file::empty(file, range).ok();
+            }
             return Err(error);
         }
         self.backed.insert(range);
@@ -179,8 +217,16 @@ impl Mapping {
         Ok(())
     }
 
-    #[cfg(target_os = "linux")]
     fn discard(&self, range: Range<u64>) -> io::Result<()> {
+        match &self.file {
+            // The system takes the pages of a hole out of every mapping.
+            Some(file) => file::empty(file, range),
+            None => self.discard_memory(range),
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    fn discard_memory(&self, range: Range<u64>) -> io::Result<()> {
         match self.advise(range.clone(), libc::MADV_DONTNEED) {
             // Memory that was locked (mlockall) is only let go when told so.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => self.advise(range, libc::MADV_DONTNEED_LOCKED),
@@ -190,7 +236,7 @@ impl Mapping {
 
     /// Elsewhere `MADV_DONTNEED` is only advice: new empty addresses in the place of the old.
     #[cfg(not(target_os = "linux"))]
-    fn discard(&self, range: Range<u64>) -> io::Result<()> {
+    fn discard_memory(&self, range: Range<u64>) -> io::Result<()> {
         let (start, length) = self.place(&range);
         let flags = MAP_PRIVATE | MAP_ANON | libc::MAP_FIXED | NO_RESERVE;
         // SAFETY: `place` has checked that the range is ours; what it replaces is what the caller gives up.

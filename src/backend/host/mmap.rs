@@ -11,15 +11,21 @@
 //!   (`mremap` would keep the contents, but leaves a hole in the reservation that another mapping could take, and breaks
 //!   the system's record of it in pieces that never join again.)
 //!
+//! In a folder ([`Mmap::in_folder`]) the bytes are kept in a file without a name: `back` takes its space on the disk, `unback`
+//! gives it back, the system writes and reads it as it sees fit. Pages are not moved there: a move would need the space of both
+//! places for a moment; returning idle pages and taking others comes to the same.
+//!
 //! Linux allows about 65,000 pieces of differing access in a process (`vm.max_map_count`). A `back` that would pass it is
 //! refused as out of memory, and nothing changes; an `unback` then gives the memory back and leaves the span open.
 
 use std::io;
 use std::num::NonZeroUsize;
 use std::ops::Range;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use super::file::{Folder, is_full};
 use super::limit;
 use super::mapping::{HUGE_PAGE, Mapping, huge_pages_enabled, system_page};
 use super::table::{Events, Table, contract, pieces, range_within};
@@ -31,7 +37,8 @@ use crate::units::{GIB, TIB, align_down};
 const ADDRESSES: u64 = if usize::BITS >= 64 { 64 * TIB } else { GIB };
 /// What addresses to reserve are measured by where nobody tells the physical memory.
 const ASSUMED_MEMORY: u64 = 8 * GIB;
-const NAME: &str = "host-mmap";
+const IN_MEMORY: &str = "host-mmap";
+const IN_FILES: &str = "host-file";
 
 /// Whether to ask the system for huge pages (2 MiB) behind the memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -49,7 +56,7 @@ pub struct MmapConfig {
     /// Bytes of a page: a power of two, at least the system's page. Default 2 MiB.
     pub page: u64,
     /// Bytes of addresses that a pool reserves, rounded down to a page. Default (`None`): eight times the physical memory
-    /// and at least 64 GiB, as far as there are addresses.
+    /// and at least 64 GiB, as far as there are addresses (and sizes of files).
     pub region_max: Option<u64>,
     /// Huge pages. Default: ask for them.
     pub huge_pages: HugePages,
@@ -89,6 +96,8 @@ pub struct Mmap {
     pretouch: Option<NonZeroUsize>,
     /// `None`: not asked for.
     huge: Option<AtomicBool>,
+    /// Where the bytes are kept in files.
+    folder: Option<Folder>,
     mappings: Table<Mapping>,
     events: Events,
 }
@@ -105,7 +114,46 @@ impl Mmap {
             HugePages::IfPossible => Some(AtomicBool::new(huge_pages_enabled() && probe_huge_pages().is_ok())),
         };
         let (mappings, events) = (Table::new(), Events::new());
-        Ok(Mmap { page: config.page, region_max, pretouch: config.pretouch, huge, mappings, events })
+        Ok(Mmap { page: config.page, region_max, pretouch: config.pretouch, huge, folder: None, mappings, events })
+    }
+
+    /// As [`Mmap::new`], with the bytes kept in files of a folder: more than the machine's memory, at the speed of its disk (in a
+    /// folder that is itself memory, no more than that). The files have no name and go with the backend, however the process
+    /// ends. They are not shared with processes forked from this one, which must not touch the blocks. The choice of huge pages
+    /// has no meaning. Linux.
+    ///
+    /// # Errors
+    /// As [`Mmap::new`]; a folder that is not there or may not be written to, and a file system that cannot take space
+    /// beforehand or give it back, as [`BackendError::Driver`] with the system's reason.
+    pub fn in_folder(folder: &Path, config: MmapConfig) -> Result<Mmap, BackendError> {
+        let call = "Mmap::in_folder";
+        let mut mmap = Mmap::new(MmapConfig { huge_pages: HugePages::Never, ..config })?;
+        let (folder, largest) =
+            Folder::open(folder, mmap.page, mmap.region_max).map_err(|error| refused(call, mmap.page, error))?;
+        mmap.region_max = align_down(largest, mmap.page);
+        mmap.folder = Some(folder);
+        Ok(mmap)
+    }
+
+    /// Bytes that the files may still take of the folder's file system; `None` for what is not kept in files.
+    pub(crate) fn space(&self) -> Option<u64> {
+        Some(self.folder.as_ref()?.space().ok()?.free)
+    }
+
+    fn name(&self) -> &'static str {
+        if self.folder.is_some() { IN_FILES } else { IN_MEMORY }
+    }
+
+    fn mapping(&self, size: u64) -> io::Result<Mapping> {
+        let align = self.page.max(HUGE_PAGE);
+        match &self.folder {
+            Some(folder) => Mapping::of_file(folder.file(size)?, size, align),
+            None => Mapping::reserve(size, align),
+        }
+    }
+
+    fn unsupported<T>(&self, call: &'static str) -> Result<T, BackendError> {
+        Err(BackendError::Unsupported { call, backend: self.name() })
     }
 
     /// Whether huge pages are really to be had: the system has them switched on and has granted every request for them so
@@ -158,21 +206,18 @@ fn probe_huge_pages() -> io::Result<()> {
 /// What the system's refusal means to our caller.
 fn refused(call: &'static str, requested: u64, error: io::Error) -> BackendError {
     match error.raw_os_error() {
+        _ if is_full(&error) => BackendError::OutOfMemory { call, requested },
         Some(libc::ENOMEM) => BackendError::OutOfMemory { call, requested },
         code => BackendError::Driver { call, reason: error.to_string(), code: code.unwrap_or(0).into() },
     }
 }
 
-fn unsupported<T>(call: &'static str) -> Result<T, BackendError> {
-    Err(BackendError::Unsupported { call, backend: NAME })
-}
-
 impl Backend for Mmap {
     fn capabilities(&self) -> Capabilities {
         Capabilities {
-            name: NAME,
+            name: self.name(),
             page: Some(self.page),
-            remap: true,
+            remap: self.folder.is_none(),
             alias: false,
             streams: false,
             captures: false,
@@ -191,7 +236,7 @@ impl Backend for Mmap {
         if size == 0 || !size.is_multiple_of(self.page) {
             return Err(contract(call, format!("{size} bytes are not a number of pages of {}", self.page)));
         }
-        let mapping = Mapping::reserve(size, self.page.max(HUGE_PAGE)).map_err(|error| refused(call, size, error))?;
+        let mapping = self.mapping(size).map_err(|error| refused(call, size, error))?;
         self.advise_huge(&mapping);
         let base = mapping.base();
         Ok(Region { id: self.mappings.add(call, mapping)?, base, size })
@@ -225,6 +270,9 @@ impl Backend for Mmap {
     /// target touched. A refusal of either step leaves the source as it was, contents and all.
     fn remap(&self, from: Span, to: Span) -> Result<(), BackendError> {
         let call = "remap";
+        if self.folder.is_some() {
+            return self.unsupported(call);
+        }
         if from.size != to.size {
             return Err(contract(call, format!("{} bytes cannot be moved to {} bytes", from.size, to.size)));
         }
@@ -245,7 +293,7 @@ impl Backend for Mmap {
     }
 
     fn grow_segment(&self, _size: u64) -> Result<Region, BackendError> {
-        unsupported("grow_segment")
+        self.unsupported("grow_segment")
     }
 
     fn release(&self, region: RegionId) -> Result<(), BackendError> {
@@ -260,7 +308,7 @@ impl Backend for Mmap {
     }
 
     fn open_stream(&self) -> Result<StreamId, BackendError> {
-        unsupported("open_stream")
+        self.unsupported("open_stream")
     }
 
     fn close_stream(&self, _stream: StreamId) {}
@@ -303,7 +351,10 @@ impl Backend for Mmap {
     }
 
     fn budget(&self) -> Result<Option<Budget>, BackendError> {
-        Ok(limit::budget())
+        match &self.folder {
+            Some(folder) => folder.space().map(Some).map_err(|error| refused("budget", 0, error)),
+            None => Ok(limit::budget()),
+        }
     }
 }
 

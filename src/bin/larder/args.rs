@@ -1,11 +1,14 @@
 //! The arguments, as clap reads them, and the library's configs that they mean.
 
+use std::fmt;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
 use larder::Config;
 use larder::backend::sim::Lag;
+use larder::device::Kind;
 use larder::trace::replay::{ReplayConfig, Stage};
 use larder::units::Bytes;
 
@@ -22,6 +25,15 @@ pub enum Command {
     /// Plays allocation traces on an allocator and says what it took
     #[command(after_long_help = WORDS)]
     Replay(Replay),
+    /// Says which devices can be had here, what each offers, and why the others cannot be had
+    Probe(Probe),
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Probe {
+    /// One line of JSON for each device instead of a text
+    #[arg(long)]
+    pub json: bool,
 }
 
 const WORDS: &str = "\
@@ -58,17 +70,19 @@ Keys of --config, with what holds when they are not given (sizes in powers of 10
   poll_every=512         allocations between two looks for completed work
   high_watermark=1 low_watermark=0.9 decay= report=summary   for servers; a replay does not tick
 
-Exit status: 0 every trace passed, 1 some trace did not, 2 wrong usage or an unreadable file.";
+Exit status: 0 every trace passed, 1 some trace did not, 2 wrong usage or an unreadable file, 3 a backend that cannot be had here
+(`larder probe` says which can).";
 
 #[derive(Debug, clap::Args)]
 pub struct Replay {
     /// Traces, plain or gzip
     #[arg(required = true, value_name = "TRACE")]
     pub traces: Vec<PathBuf>,
-    /// Where to play: a simulated device that moves pages, one that gives segments, or this machine's memory
-    #[arg(long, value_enum, default_value = "sim")]
+    /// Where to play: on a simulated device that moves pages (sim) or gives segments (sim-segments), or in real memory
+    /// (host, file:FOLDER, cuda:NUMBER, wgpu)
+    #[arg(long, default_value = "sim")]
     pub backend: BackendArg,
-    /// Bytes of the simulated device (1 TiB when not given), or the limit on the host (e.g. 512MiB)
+    /// Bytes of the simulated device (1 TiB when not given), or the limit in real memory (e.g. 512MiB)
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     pub capacity: Option<Bytes>,
     /// Also find the least capacity with which the trace passes, and play it there; slack is 1.0 and lag 0 unless given
@@ -103,11 +117,37 @@ pub struct Replay {
     pub no_time: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BackendArg {
     Sim,
     SimSegments,
-    Host,
+    Real(Kind),
+}
+
+impl FromStr for BackendArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "sim-segments" => Ok(BackendArg::SimSegments),
+            _ => match text.parse() {
+                Ok(Kind::Simulated) => Ok(BackendArg::Sim),
+                Ok(kind) => Ok(BackendArg::Real(kind)),
+                Err(_) => Err("must be sim, sim-segments, host, file:FOLDER, cuda, cuda:NUMBER or wgpu".into()),
+            },
+        }
+    }
+}
+
+/// As on the command line.
+impl fmt::Display for BackendArg {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            BackendArg::Sim => f.pad("sim"),
+            BackendArg::SimSegments => f.pad("sim-segments"),
+            BackendArg::Real(kind) => kind.fmt(f),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -117,25 +157,16 @@ pub enum StreamsArg {
 }
 
 impl BackendArg {
-    /// As on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            BackendArg::Sim => "sim",
-            BackendArg::SimSegments => "sim-segments",
-            BackendArg::Host => "host",
-        }
-    }
-
     /// Whether there is a device whose work takes time and whose calls are counted.
-    pub fn is_simulated(self) -> bool {
-        self != BackendArg::Host
+    pub fn is_simulated(&self) -> bool {
+        !matches!(self, BackendArg::Real(_))
     }
 
-    fn stage(self) -> Stage {
+    fn stage(&self) -> Stage {
         match self {
             BackendArg::Sim => Stage::Sim,
             BackendArg::SimSegments => Stage::SimSegments,
-            BackendArg::Host => Stage::Host,
+            BackendArg::Real(kind) => Stage::Device(kind.clone()),
         }
     }
 }
@@ -149,11 +180,11 @@ impl Replay {
         if self.snapshot.is_some() && self.traces.len() > 1 {
             return Err("--snapshot writes one file: give one trace".into());
         }
-        if self.find_min && self.backend == BackendArg::Host {
+        if self.find_min && !self.backend.is_simulated() {
             return Err("--find-min searches on a simulated device: --backend sim or sim-segments".into());
         }
         if self.lag.is_some() && !self.backend.is_simulated() {
-            return Err("--lag is for simulated devices: work of the host is complete when it returns".into());
+            return Err("--lag is for simulated devices: real work takes its own time".into());
         }
         let mut config = Config::default();
         if self.find_min {
@@ -195,8 +226,10 @@ mod tests {
     use super::*;
 
     fn replay(arguments: &[&str]) -> Replay {
-        let Command::Replay(replay) = Args::parse_from([&["larder", "replay", "t"], arguments].concat()).command;
-        replay
+        match Args::parse_from([&["larder", "replay", "t"], arguments].concat()).command {
+            Command::Replay(replay) => replay,
+            Command::Probe(_) => unreachable!(),
+        }
     }
 
     #[test]
@@ -213,6 +246,14 @@ mod tests {
         assert_eq!((config.config.slack, config.lag), (1.5, Lag::Never));
         let config = replay(&[]).config().unwrap();
         assert_eq!((config.config.slack, config.lag), (1.05, Lag::Events(1000)));
+    }
+
+    #[test]
+    fn backends_are_read_as_they_are_written() {
+        for text in ["sim", "sim-segments", "host", "file:/tmp", "cuda:1", "wgpu"] {
+            assert_eq!(text.parse::<BackendArg>().unwrap().to_string(), text);
+        }
+        assert!("gpu".parse::<BackendArg>().is_err());
     }
 
     #[test]

@@ -1,13 +1,15 @@
 //! The command-line tool: reads arguments, calls the library, prints. Does nothing that the library cannot.
 //!
 //! Results go to the standard output, everything else to the standard error. It ends with 0 when all went well, 1 when a
-//! trace did not pass, 2 when the usage or a file was wrong; a closed output pipe ends it quietly.
+//! trace did not pass, 2 when the usage or a file was wrong, 3 when a device that was asked for cannot be had; a closed output pipe
+//! ends it quietly.
 
 #![forbid(unsafe_code)]
 
 mod args;
 mod output;
 mod play;
+mod probe;
 
 use std::process::ExitCode;
 
@@ -16,8 +18,11 @@ use clap::Parser;
 use args::{Args, Command};
 
 fn main() -> ExitCode {
-    let Args { command: Command::Replay(replay) } = Args::parse();
-    match play::run(&replay) {
+    let result = match Args::parse().command {
+        Command::Replay(replay) => play::run(&replay),
+        Command::Probe(probe) => probe::run(&probe),
+    };
+    match result {
         Ok(exit) => exit.into(),
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
@@ -36,6 +41,8 @@ enum Exit {
     Stopped,
     /// The usage or a file was wrong.
     Unusable,
+    /// A device that was asked for cannot be had.
+    Missing,
 }
 
 impl From<Exit> for ExitCode {

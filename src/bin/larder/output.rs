@@ -18,7 +18,7 @@ use crate::args::Replay;
 pub struct Row {
     pub trace: String,
     pub file: String,
-    pub backend: &'static str,
+    pub backend: String,
     pub streams: usize,
     pub lag: Option<u64>,
     pub slack: f64,
@@ -82,7 +82,7 @@ impl Row {
         Row {
             trace: name(path),
             file: path.display().to_string(),
-            backend: arguments.backend.name(),
+            backend: arguments.backend.to_string(),
             streams: trace.streams().len(),
             lag: match config.lag {
                 Lag::Events(events) => Some(events),
@@ -276,7 +276,7 @@ fn percent(part: u64, whole: u64) -> String {
 
 /// The question that the table answers, in one line.
 fn question(arguments: &Replay, config: &ReplayConfig) -> String {
-    let mut parts = vec![format!("backend {}", arguments.backend.name()), format!("slack {}", config.config.slack)];
+    let mut parts = vec![format!("backend {}", arguments.backend), format!("slack {}", config.config.slack)];
     if arguments.backend.is_simulated() {
         parts.push(match config.lag {
             Lag::Events(events) => format!("lag {events}"),

@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use larder::AllocError;
+use larder::device::Unavailable;
 use larder::trace::Trace;
-use larder::trace::replay::{self, ReplayConfig, Stopped, Timing};
+use larder::trace::replay::{self, ReplayConfig, Stage, Stopped, Timing};
+use larder::{AllocError, Device};
 
 use crate::Exit;
 use crate::args::{Replay, StreamsArg};
@@ -31,6 +32,16 @@ pub fn run(arguments: &Replay) -> io::Result<Exit> {
             return Ok(Exit::Unusable);
         }
     };
+    if let Stage::Device(kind) = &config.stage
+        && let Err(reason) = Device::open(kind, config.config.clone())
+    {
+        output::complain(&format!("--backend {kind}: {reason}"));
+        return Ok(if matches!(reason, Unavailable::Refused(AllocError::Config(_))) {
+            Exit::Unusable
+        } else {
+            Exit::Missing
+        });
+    }
     let mut exit = Exit::Passed;
     let mut rows = Vec::new();
     for path in &arguments.traces {

@@ -1,0 +1,200 @@
+//! Belts of buffers that the host maps, on which bytes travel to the device and back.
+//!
+//! A mapped buffer is mapped as a whole, so each is lent whole to one transfer; it comes back when its work is complete and it is
+//! mapped again (uploads) or read and unmapped (reads). Sizes are powers of two.
+//!
+//! Knows nothing of segments and spans. Invariants: `kept` is the sum of the sizes on the shelf and at most `max`; `lent` is the sum
+//! of the sizes of all [`Lent`]; buffers on the shelf of uploads are mapped, those for reads are not.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering::SeqCst};
+use std::time::Instant;
+
+use parking_lot::Mutex;
+use wgpu::{BufferDescriptor, BufferUsages, CommandEncoder, MapMode};
+
+use super::WAIT;
+use super::driver::Driver;
+use crate::backend::BackendError;
+use crate::units::{KIB, MIB, align_down};
+
+/// Bytes of one transfer at most; longer ones are several.
+const PIECE: u64 = 16 * MIB;
+/// The least buffer.
+const LEAST: u64 = 4 * KIB;
+
+/// Bytes of one transfer at most, on a device with buffers of at most so many bytes: with its buffer a power of two.
+pub(super) fn piece(buffer_max: u64) -> usize {
+    1 << PIECE.min(buffer_max.max(LEAST)).ilog2()
+}
+
+/// Buffers of one direction.
+pub(super) struct Belt {
+    mode: MapMode,
+    max: u64,
+    shelf: Arc<Mutex<Shelf>>,
+}
+
+#[derive(Default)]
+struct Shelf {
+    buffers: BTreeMap<u64, Vec<wgpu::Buffer>>,
+    kept: u64,
+    lent: u64,
+}
+
+/// A buffer on its way. Goes back to the shelf only by [`Lent::put_back`].
+struct Lent {
+    buffer: wgpu::Buffer,
+    shelf: Arc<Mutex<Shelf>>,
+}
+
+impl Lent {
+    /// Back to the shelf, unless that would then hold more than `max`.
+    fn put_back(self, max: u64) {
+        let size = self.buffer.size();
+        let mut shelf = self.shelf.lock();
+        if shelf.kept + size <= max {
+            shelf.kept += size;
+            shelf.buffers.entry(size).or_default().push(self.buffer.clone());
+        }
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        self.shelf.lock().lent -= self.buffer.size();
+    }
+}
+
+impl Belt {
+    /// A belt for writing or reading by the host, which keeps at most `max` bytes that are not in use.
+    pub fn new(mode: MapMode, max: u64) -> Belt {
+        Belt { mode, max, shelf: Arc::default() }
+    }
+
+    /// Bytes of all its buffers, in use or not.
+    pub fn bytes(&self) -> u64 {
+        let shelf = self.shelf.lock();
+        shelf.kept + shelf.lent
+    }
+
+    /// Bytes of buffers in use.
+    pub fn lent(&self) -> u64 {
+        self.shelf.lock().lent
+    }
+
+    /// Lets the buffers go that are not in use.
+    pub fn clear(&self) {
+        let buffers = {
+            let mut shelf = self.shelf.lock();
+            shelf.kept = 0;
+            std::mem::take(&mut shelf.buffers)
+        };
+        drop(buffers);
+    }
+
+    fn take(&self, driver: &Driver, bytes: u64) -> Result<Lent, BackendError> {
+        let size = bytes.next_power_of_two().max(LEAST);
+        let kept = {
+            let mut shelf = self.shelf.lock();
+            let kept = shelf.buffers.get_mut(&size).and_then(Vec::pop);
+            if kept.is_some() {
+                shelf.kept -= size;
+            }
+            kept
+        };
+        let buffer = match kept {
+            Some(buffer) => buffer,
+            None => driver.create("staging", &self.description(size))?,
+        };
+        self.shelf.lock().lent += size;
+        Ok(Lent { buffer, shelf: self.shelf.clone() })
+    }
+
+    fn description(&self, size: u64) -> BufferDescriptor<'static> {
+        let (label, usage) = match self.mode {
+            MapMode::Write => ("larder upload", BufferUsages::MAP_WRITE | BufferUsages::COPY_SRC),
+            MapMode::Read => ("larder read-back", BufferUsages::MAP_READ | BufferUsages::COPY_DST),
+        };
+        let mapped_at_creation = matches!(self.mode, MapMode::Write);
+        BufferDescriptor { label: Some(label), size, usage, mapped_at_creation }
+    }
+
+    /// Records that `bytes`, at most a [`piece`], go to `offset` of `target`, a multiple of 4. A length that is none is filled up
+    /// with zeros to the next one.
+    pub fn upload(
+        &self,
+        driver: &Driver,
+        encoder: &mut CommandEncoder,
+        (target, offset): (&wgpu::Buffer, u64),
+        bytes: &[u8],
+    ) -> Result<(), BackendError> {
+        let padded = bytes.len().next_multiple_of(4);
+        let lent = self.take(driver, padded as u64)?;
+        {
+            let view = lent.buffer.get_mapped_range_mut(..padded as u64);
+            let mut view = view.map_err(|error| unmappable(driver, &error))?;
+            view.slice(..bytes.len()).copy_from_slice(bytes);
+            view.slice(bytes.len()..).fill(0);
+        }
+        lent.buffer.unmap();
+        encoder.copy_buffer_to_buffer(&lent.buffer, 0, target, offset, padded as u64);
+        let (buffer, max) = (lent.buffer.clone(), self.max);
+        encoder.map_buffer_on_submit(&buffer, self.mode, .., move |mapped| {
+            if mapped.is_ok() {
+                lent.put_back(max);
+            }
+        });
+        Ok(())
+    }
+
+    /// Reads at most a [`piece`] at any `offset` of `source`, after all work given so far. Answers whether that was complete in time;
+    /// if not, `bytes` are as they were.
+    pub fn read(
+        &self,
+        driver: &Driver,
+        (source, offset): (&wgpu::Buffer, u64),
+        bytes: &mut [u8],
+        until: Instant,
+    ) -> Result<bool, BackendError> {
+        let start = align_down(offset, 4);
+        let skip = (offset - start) as usize;
+        let whole = (skip + bytes.len()).next_multiple_of(4) as u64;
+        let lent = self.take(driver, whole)?;
+        let answer = Arc::new(AtomicU8::new(PENDING));
+        driver.scoped("read", whole, || {
+            let mut encoder = driver.device.create_command_encoder(&Default::default());
+            encoder.copy_buffer_to_buffer(source, start, &lent.buffer, 0, whole);
+            driver.queue.submit([encoder.finish()]);
+            let answer = answer.clone();
+            lent.buffer.map_async(self.mode, .., move |mapped| {
+                answer.store(if mapped.is_ok() { MAPPED } else { REFUSED }, SeqCst);
+            });
+        })?;
+        while answer.load(SeqCst) == PENDING {
+            let left = until.saturating_duration_since(Instant::now());
+            driver.poll(Some(left.min(WAIT)))?;
+            driver.present()?;
+            if answer.load(SeqCst) == PENDING && left.is_zero() {
+                return Ok(false);
+            }
+        }
+        let view = lent.buffer.get_mapped_range(..whole).map_err(|error| unmappable(driver, &error))?;
+        bytes.copy_from_slice(&view[skip..skip + bytes.len()]);
+        drop(view);
+        lent.buffer.unmap();
+        lent.put_back(self.max);
+        Ok(true)
+    }
+}
+
+/// How a request to map stands.
+const PENDING: u8 = 0;
+const MAPPED: u8 = 1;
+const REFUSED: u8 = 2;
+
+pub(super) fn unmappable(driver: &Driver, error: &wgpu::MapRangeError) -> BackendError {
+    let lost = driver.present().err();
+    lost.unwrap_or_else(|| BackendError::Driver { call: "map", reason: error.to_string(), code: 0 })
+}

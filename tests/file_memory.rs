@@ -1,0 +1,176 @@
+//! Memory kept in files: it holds what is written, more than is there is refused in words, folders that do not serve are told
+//! from those that do, and the process's limit of file sizes ends no process.
+#![cfg(target_os = "linux")]
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use larder::backend::{Backend, BackendError, host::Mmap};
+use larder::snapshot::Verdict;
+use larder::units::{GIB, MIB};
+use larder::{AllocError, Allocator, Config};
+
+/// A folder of the temporary folder, gone when dropped.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Folder {
+        let path = std::env::temp_dir().join(format!("larder-file-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        Folder(path)
+    }
+
+    fn is_empty(&self) -> bool {
+        std::fs::read_dir(&self.0).unwrap().next().is_none()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        std::fs::remove_dir_all(&self.0).ok();
+    }
+}
+
+#[test]
+fn what_is_written_is_read_and_no_file_is_seen() {
+    let folder = Folder::new("story");
+    let files = Allocator::host_file(&folder.0, Config::default().limit(64 * MIB)).unwrap();
+    let mut blocks: Vec<_> = (0..15).map(|_| files.alloc(4 * MIB).unwrap()).collect();
+    for (at, block) in blocks.iter_mut().enumerate() {
+        block.as_mut_slice::<u64>().unwrap().fill(at as u64);
+    }
+    assert!(folder.is_empty());
+    for (at, block) in blocks.iter().enumerate() {
+        assert!(block.as_slice::<u64>().unwrap().iter().all(|word| *word == at as u64));
+    }
+    let at: Vec<usize> = (0..15).step_by(2).collect();
+    at.iter().rev().for_each(|at| drop(blocks.remove(*at)));
+    // 32 MiB are free in holes of 4 MiB: their pages go back, and as many are taken elsewhere.
+    let large = files.alloc(32 * MIB).unwrap();
+    assert!(blocks.iter().all(|block| block.as_slice::<u64>().unwrap().iter().all(|word| word % 2 == 1)));
+    assert_eq!(files.stats().reserved.current, 60 * MIB);
+    files.check().unwrap();
+    drop((large, blocks));
+    assert_eq!(files.purge().unwrap(), 60 * MIB);
+    assert!(folder.is_empty());
+}
+
+#[test]
+fn zeros_are_zero_where_something_was_written_before() {
+    let files = Allocator::host_file(&std::env::temp_dir(), Config::default().limit(8 * MIB)).unwrap();
+    files.alloc(8 * MIB).unwrap().as_mut_bytes().fill(0xA5);
+    assert!(files.alloc_zeroed(8 * MIB).unwrap().as_bytes().iter().all(|byte| *byte == 0));
+    files.purge().unwrap();
+    assert!(files.alloc(8 * MIB).unwrap().as_bytes().iter().all(|byte| *byte == 0), "a hole reads as zeros");
+}
+
+#[test]
+fn more_than_the_disk_has_is_out_of_memory_and_nothing_is_lost() {
+    let folder = std::env::temp_dir();
+    let space = Mmap::in_folder(&folder, Default::default()).unwrap().budget().unwrap().unwrap();
+    let files = Allocator::host_file(&folder, Config::default().limit(u64::MAX)).unwrap();
+    let error = files.alloc(space.total + GIB).unwrap_err();
+    match &error {
+        AllocError::OutOfMemory(report) => {
+            assert_eq!((report.verdict(), report.budget.unwrap().total), (Verdict::DeviceFull, space.total), "{error}")
+        }
+        AllocError::TooLarge { .. } => {} // the file system has no files as large as itself
+        _ => panic!("{error}"),
+    }
+    assert_eq!(files.stats().reserved.current, 0);
+    files.alloc(MIB).unwrap();
+}
+
+#[test]
+fn without_a_limit_it_is_what_the_disk_has_less_a_margin() {
+    let folder = std::env::temp_dir();
+    let files = Allocator::host_file(&folder, Config::default()).unwrap();
+    let limit = files.config().limit.unwrap();
+    let space = files.snapshot().budget.unwrap();
+    assert!(limit < space.total && limit > 0, "{limit} of {space:?}");
+}
+
+#[test]
+fn folders_that_do_not_serve_are_typed_errors() {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for folder in [&here.join("no such folder"), &here.join("Cargo.toml"), Path::new("/proc"), Path::new("")] {
+        let error = Allocator::host_file(folder, Config::default()).unwrap_err();
+        assert!(
+            matches!(&error, AllocError::Backend(BackendError::Driver { code, .. }) if *code != 0),
+            "{}: {error:?}",
+            folder.display()
+        );
+    }
+    let error = Allocator::host_file(&std::env::temp_dir(), Config { page: Some(1000), ..Config::default() });
+    assert!(matches!(error, Err(AllocError::Config(_))));
+}
+
+const CHILD: &str = "LARDER_TEST_CHILD";
+
+/// Runs a test of this file in a process of its own, after `prelude` in its shell.
+fn in_a_child(test: &str, prelude: &str) {
+    let output = Command::new("sh")
+        .args(["-c", &format!("{prelude}; exec \"$0\" --exact {test} --nocapture")])
+        .arg(std::env::current_exe().unwrap())
+        .env(CHILD, "1")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.contains("1 passed"), "{}: {text}", output.status);
+}
+
+#[test]
+fn the_limit_of_file_sizes_is_an_error_and_no_signal() {
+    if std::env::var_os(CHILD).is_none() {
+        // In units of 512 or 1024 bytes, as the shell has it.
+        return in_a_child("the_limit_of_file_sizes_is_an_error_and_no_signal", "ulimit -f 65536");
+    }
+    let mmap = Mmap::in_folder(&std::env::temp_dir(), Default::default()).unwrap();
+    let most = mmap.capabilities().region_max;
+    assert!(most == 32 * MIB || most == 64 * MIB, "{most}");
+    let files = Allocator::host_file(&std::env::temp_dir(), Config::default()).unwrap();
+    let full = files.alloc(most).unwrap();
+    assert!(matches!(files.alloc(most + 1), Err(AllocError::TooLarge { .. })));
+    drop(full);
+    let error = Mmap::in_folder(
+        &std::env::temp_dir(),
+        larder::backend::host::MmapConfig { page: 128 * MIB, ..Default::default() },
+    );
+    assert!(matches!(error, Err(BackendError::Driver { .. })), "{error:?}");
+}
+
+#[test]
+fn a_full_file_system_is_out_of_memory() {
+    let folder = Folder::new("full");
+    if std::env::var_os(CHILD).is_none() {
+        let mount = format!("mount -t tmpfs -o size=16m tmpfs {}", folder.0.display());
+        let able = Command::new("unshare").args(["-rm", "sh", "-c", &mount]).output();
+        if !able.is_ok_and(|output| output.status.success()) {
+            println!("not run: this machine lets nobody mount a small file system");
+            return;
+        }
+        let path = folder.0.display();
+        let rest = format!("{mount}; LARDER_TEST_FOLDER={path} exec \"$0\" --exact \"$1\" --nocapture");
+        return in_a_child(
+            "a_full_file_system_is_out_of_memory",
+            &format!("set -- a_full_file_system_is_out_of_memory; exec unshare -rm sh -c '{rest}' \"$0\" \"$1\""),
+        );
+    }
+    let folder = std::env::var_os("LARDER_TEST_FOLDER").unwrap();
+    let files = Allocator::host_file(Path::new(&folder), Config::default().limit(GIB)).unwrap();
+    let mut blocks = Vec::new();
+    let error = loop {
+        match files.alloc(2 * MIB) {
+            Ok(mut block) => {
+                block.as_mut_bytes().fill(1);
+                blocks.push(block);
+            }
+            Err(error) => break error,
+        }
+    };
+    assert_eq!((blocks.len(), error.report().unwrap().verdict()), (8, Verdict::DeviceFull), "{error}");
+    blocks.pop();
+    files.alloc(2 * MIB).unwrap().as_mut_bytes().fill(2);
+    assert!(blocks.iter().all(|block| block.as_bytes().iter().all(|byte| *byte == 1)));
+    files.check().unwrap();
+}
