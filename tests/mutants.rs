@@ -118,22 +118,24 @@ impl Copy {
             .spawn()
             .expect("a test runs");
         let start = Instant::now();
+        let output = || String::from_utf8_lossy(&fs::read(&log).expect("the output")).into_owned();
         let status = loop {
             match child.try_wait().expect("a child's status") {
                 Some(status) => break status,
                 None if start.elapsed() > PATIENCE => {
-                    let _ = child.kill();
-                    let _ = child.wait();
+                    end(&mut child);
                     return Verdict::Ended(format!("not over after {PATIENCE:?}"));
                 }
-                None => std::thread::sleep(Duration::from_millis(20)),
+                None => std::thread::sleep(Duration::from_millis(50)),
+            }
+            // One failure is enough; the others would only take long.
+            let failed = failed(&output());
+            if !failed.is_empty() {
+                end(&mut child);
+                return Verdict::FailedBy(failed, reason(&output()));
             }
         };
-        let output = String::from_utf8_lossy(&fs::read(&log).expect("the output")).into_owned();
-        let failed: Vec<String> = output
-            .lines()
-            .filter_map(|line| line.strip_prefix("test ")?.strip_suffix(" ... FAILED").map(str::to_string))
-            .collect();
+        let (output, failed) = (output(), failed(&output()));
         match (status.success(), failed.is_empty()) {
             (true, _) => Verdict::Passed,
             (false, false) => Verdict::FailedBy(failed, reason(&output)),
@@ -162,6 +164,19 @@ impl Copy {
         }
         verdict
     }
+}
+
+fn end(child: &mut std::process::Child) {
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+/// The tests that an output says have failed.
+fn failed(output: &str) -> Vec<String> {
+    output
+        .lines()
+        .filter_map(|line| line.strip_prefix("test ")?.strip_suffix(" ... FAILED").map(str::to_string))
+        .collect()
 }
 
 /// The first message of a test that names a broken rule; if none does, the first message.
