@@ -381,7 +381,11 @@ impl OomReport {
         }
         let had = stats.idle().saturating_add(self.room);
         if had >= rounded {
-            if self.moves { Verdict::TooFewPages } else { Verdict::Fragmented }
+            match (self.moves, stats.idle()) {
+                (true, _) => Verdict::TooFewPages,
+                (false, 0) if self.is_refused() => Verdict::DeviceFull,
+                (false, _) => Verdict::Fragmented,
+            }
         } else if had.saturating_add(stats.pending.current) >= rounded {
             Verdict::WaitingForWork
         } else if self.limit.is_some() && !self.is_refused() {

@@ -1,9 +1,9 @@
 //! Captures as stories over the simulated device: what a stream under capture may ask of the driver, and how long the memory of its
 //! graph stays where it is.
 
-use larder::allocator::{AllocError, Allocator, Simulated, Stream};
+use larder::allocator::{AllocError, Allocator, GraphMemory, Simulated, Stream};
 use larder::backend::sim::{Call, Lag, Sim, SimConfig, SimMemory, SimStreams};
-use larder::backend::{Backend, BackendError};
+use larder::backend::{Backend, BackendError, Span};
 use larder::snapshot::Rung;
 use larder::units::{GIB, KIB, MIB};
 use larder::{Config, Stats};
@@ -98,20 +98,149 @@ fn a_graphs_pages_stay_until_it_is_gone_and_its_work_is_complete() {
     }
 }
 
+/// A capture of `one` that allocates and drops a block of so many bytes: where that lay, and the graph's memory.
+fn captured(allocator: &Allocator<Simulated>, sim: &Sim, one: &Stream, bytes: u64) -> (Span, GraphMemory) {
+    let capture = allocator.capture(one).unwrap();
+    sim.capture(one.id(), true);
+    let span = allocator.alloc_on(one, bytes).unwrap().span().unwrap();
+    sim.capture(one.id(), false);
+    (span, capture.end())
+}
+
 #[test]
-fn a_pool_whose_graph_is_gone_serves_the_next_capture() {
-    let (allocator, _, one, _) = device(SimMemory::Alias);
-    let mut pools = Vec::new();
-    for _ in 0..400 {
-        let capture = allocator.capture(&one).unwrap();
-        drop(allocator.alloc_on(&one, MIB).unwrap());
-        let graph = capture.end();
-        pools.push(graph.pool_id());
-        drop(graph);
-        allocator.purge().unwrap();
+fn graphs_that_come_and_go_leave_nothing_behind() {
+    for memory in MEMORIES {
+        let (allocator, sim, one, _) = device(memory);
+        let mut pools = Vec::new();
+        for _ in 0..400 {
+            let (_, graph) = captured(&allocator, &sim, &one, 20 * MIB);
+            pools.push(graph.pool_id());
+            drop(graph);
+            sim.complete_all();
+        }
+        pools.sort_unstable();
+        pools.dedup();
+        assert!(pools.len() < 4, "{memory:?}: {pools:?}");
     }
-    pools.dedup();
-    assert!(pools.len() < 4, "{pools:?}");
+}
+
+#[test]
+fn the_last_owner_leaves_a_graph_that_is_still_running_its_memory() {
+    for memory in MEMORIES {
+        let (allocator, sim, one, two) = device(memory);
+        let (span, graph) = captured(&allocator, &sim, &one, 10 * MIB);
+        allocator.trim(0).unwrap();
+        sim.complete_all();
+        allocator.trim(0).unwrap();
+        sim.work(one.id(), 1, span).unwrap();
+        drop(graph);
+        drop((one, two, allocator));
+        assert_eq!((sim.violations(), sim.counters().used), (vec![], 0), "{memory:?}");
+    }
+}
+
+#[test]
+fn a_graphs_stream_stays_as_long_as_its_memory() {
+    for memory in MEMORIES {
+        let (allocator, sim, one, two) = device(memory);
+        let (span, graph) = captured(&allocator, &sim, &one, 10 * MIB);
+        let number = one.id();
+        drop(one);
+        for _ in 0..3 {
+            allocator.trim(0).unwrap();
+            sim.complete_all();
+        }
+        assert_ne!(allocator.stream().unwrap().id(), number);
+        sim.work(number, 1, span).unwrap();
+        drop(graph);
+        allocator.trim(0).unwrap();
+        assert!(reserved(allocator.total_stats()) > 0, "{memory:?}: a launch is under way");
+        drop(allocator.alloc_on(&two, 900 * MIB));
+        allocator.purge().unwrap();
+        assert_eq!((sim.violations(), reserved(allocator.total_stats())), (vec![], 0), "{memory:?}");
+    }
+}
+
+#[test]
+fn memory_of_graphs_that_are_gone_serves_a_capture() {
+    for memory in MEMORIES {
+        let (allocator, sim, one, two) = device(memory);
+        let graphs = [&one, &two].map(|stream| captured(&allocator, &sim, stream, 400 * MIB).1);
+        drop(graphs);
+        for _ in 0..2 {
+            // Found complete, and not returned.
+            allocator.trim(u64::MAX).unwrap();
+            sim.complete_all();
+        }
+        // A segment of the capture's own pool is not given back while it needs another.
+        let bytes = if memory == SimMemory::Segments { 600 * MIB } else { 700 * MIB };
+        let (_, graph) = captured(&allocator, &sim, &one, bytes);
+        assert!(graph.reserved() >= bytes, "{memory:?}");
+        drop(graph);
+        assert_eq!(sim.violations(), []);
+    }
+}
+
+#[test]
+fn a_graphs_memory_serves_nobody_else() {
+    let (allocator, sim, one, two) = device(SimMemory::Alias);
+    let capture = allocator.capture(&one).unwrap();
+    let (inside, pool) = (capture.allocator().clone(), capture.allocator().pool_id());
+    sim.capture(one.id(), true);
+    let refused = Err(AllocError::GraphPool { pool });
+    assert_eq!(inside.alloc_on(&two, MIB).map(drop), refused, "another stream's memory is not the graph's");
+    drop(inside.alloc_on(&one, 10 * MIB).unwrap());
+    sim.capture(one.id(), false);
+    let graph = capture.end();
+    assert_eq!(inside.alloc_on(&one, 10 * MIB).map(drop), refused);
+    assert_eq!(allocator.request(MIB).pool(graph.pool_id()).on(&two).alloc().map(drop), refused);
+    assert!(allocator.alloc_on(&one, MIB).is_ok());
+}
+
+#[test]
+fn streams_that_join_a_capture_are_in_its_pool_or_refused() {
+    let (allocator, sim, one, two) = device(SimMemory::Alias);
+    let three = allocator.stream().unwrap();
+    let mut capture = allocator.capture(&one).unwrap();
+    capture.join(&two).unwrap();
+    let again = capture.join(&two);
+    assert_eq!(again, Err(AllocError::Backend(BackendError::Recording { stream: two.id() })));
+    [&one, &two, &three].into_iter().for_each(|stream| sim.capture(stream.id(), true));
+    let (a, b) = (allocator.alloc_on(&one, MIB).unwrap(), allocator.alloc_on(&two, MIB).unwrap());
+    assert_eq!(capture.allocator().stats().blocks.current, 2);
+    let refused = allocator.alloc_on(&three, MIB).map(drop);
+    assert_eq!(refused, Err(AllocError::Backend(BackendError::Recording { stream: three.id() })));
+    drop((a, b));
+    [&one, &two, &three].into_iter().for_each(|stream| sim.capture(stream.id(), false));
+    let graph = capture.end();
+    assert_eq!(graph.streams().iter().map(Stream::id).collect::<Vec<_>>(), [one.id(), two.id()]);
+    assert!(allocator.alloc_on(&three, MIB).is_ok() && allocator.alloc_on(&two, MIB).is_ok());
+    assert_eq!(sim.violations(), []);
+}
+
+/// What one pool saw of a capture that nobody announced is not believed of the next stream of that number.
+#[test]
+fn a_capture_that_was_seen_ends_with_its_stream() {
+    let (allocator, sim, one, two) = device(SimMemory::Alias);
+    let other = allocator.pool("other", Default::default()).unwrap();
+    let held = [&one, &two].map(|stream| allocator.alloc_on(stream, MIB).unwrap());
+    drop(held); // no event covers the end of either
+    two.follows(&one);
+    sim.capture(one.id(), true);
+    allocator.trim(0).unwrap();
+    sim.complete_all();
+    allocator.trim(0).unwrap();
+    sim.capture(one.id(), false);
+    drop(one);
+    for n in 1..6 {
+        drop(other.alloc_on(&two, n * 4 * MIB).unwrap());
+        sim.complete_all();
+    }
+    for n in 1..6 {
+        drop(allocator.alloc_on(&two, n * 4 * MIB).unwrap());
+        sim.complete_all();
+    }
+    assert_eq!(sim.violations(), []);
 }
 
 #[test]

@@ -84,7 +84,7 @@ impl Copy {
         let output = Command::new(cargo)
             .current_dir(&self.root)
             .args(["test", "--offline", "--no-default-features", "--no-run", "--message-format=json", "--test", test])
-            .args(["--features", if test.contains("cuda") { "cuda" } else { "" }])
+            .args(["--features", features(test)])
             .env("CARGO_TARGET_DIR", &self.target)
             .env("CARGO_PROFILE_DEV_DEBUG", "0")
             .stdin(Stdio::null())
@@ -163,6 +163,15 @@ impl Copy {
             fs::write(path, source).expect("a source of the copy");
         }
         verdict
+    }
+}
+
+/// The features that a test needs.
+fn features(test: &str) -> &'static str {
+    match test {
+        "device_cuda" => "cuda cli",
+        _ if test.contains("cuda") => "cuda",
+        _ => "",
     }
 }
 

@@ -669,3 +669,42 @@ fn blocks_are_cast_to_their_own_kind_only() {
     let empty = host.alloc(0).unwrap().erase();
     assert!(empty.downcast::<Simulated>().unwrap().downcast::<Host>().unwrap().is_empty());
 }
+
+// ---- segments -------------------------------------------------------------------------------------------------------
+
+#[test]
+fn the_last_of_a_device_is_had_though_it_is_less_than_a_segment() {
+    let config = Config { segment_min: 64 * MIB, ..Config::default() };
+    let (allocator, sim) = device(SimMemory::Segments, 100 * MIB, config);
+    let first = allocator.alloc(64 * MIB).unwrap();
+    let (small, large) = (allocator.alloc(4096).unwrap(), allocator.alloc(30 * MIB).unwrap());
+    let left = report(allocator.alloc(30 * MIB));
+    assert_eq!(left.verdict(), Verdict::DeviceFull, "{left}");
+    drop((first, small, large));
+    sound(&allocator, &sim);
+}
+
+#[test]
+fn what_a_limit_forbids_beside_what_is_live_waits_for_nothing() {
+    for memory in MEMORIES {
+        let (allocator, sim) = slow_device(memory, GIB, Config::default().limit(256 * MIB));
+        let stream = allocator.stream().unwrap();
+        drop(allocator.alloc_on(&stream, 64 * MIB).unwrap());
+        let report = report(allocator.alloc(768 * MIB));
+        assert_eq!(
+            (report.verdict(), allocator.stats().host_waits),
+            (Verdict::LargerThanLimit, 0),
+            "{memory:?}: {report}"
+        );
+        sound(&allocator, &sim);
+    }
+}
+
+#[test]
+fn a_loss_that_was_seen_refuses_what_is_cached_too() {
+    let (allocator, sim) = device(SimMemory::Alias, GIB, Config::default());
+    drop(allocator.alloc(8 * MIB).unwrap());
+    sim.lose("unplugged");
+    assert!(allocator.alloc(64 * MIB).is_err());
+    assert!(matches!(allocator.alloc(4096), Err(AllocError::Backend(BackendError::Lost { .. }))));
+}

@@ -85,8 +85,9 @@ pub(crate) struct Core {
     pub open: Mutex<Vec<StreamId>>,
     /// Open recordings. Locked before a pool's state, never after.
     pub recordings: Mutex<Numbers>,
-    /// How many captures are announced, and each one's stream and pool.
-    pub captured: AtomicU32,
+    /// How much a request must ask about before it takes anything: pools of captures and graphs, and the loss of the device.
+    pub special: AtomicU32,
+    /// Streams under announced captures, each with the capture's pool. Grows under `slow` only.
     pub captures: Mutex<Vec<(StreamId, PoolId)>>,
     /// Pools made for captures; one that is not pinned may serve the next.
     pub capture_pools: Mutex<Vec<PoolId>>,
@@ -130,7 +131,7 @@ impl Core {
             handles: Mutex::default(),
             open: Mutex::default(),
             recordings: Mutex::default(),
-            captured: AtomicU32::new(0),
+            special: AtomicU32::new(0),
             captures: Mutex::default(),
             capture_pools: Mutex::default(),
             graphs_gone: Mutex::default(),
@@ -141,7 +142,10 @@ impl Core {
 
     pub(crate) fn add_pool(&self, name: &str, config: PoolConfig) -> Result<PoolId, AllocError> {
         config.validate()?;
-        let mut slow = self.slow.lock();
+        self.add_pool_under(name, config, &mut self.slow.lock())
+    }
+
+    pub(crate) fn add_pool_under(&self, name: &str, config: PoolConfig, slow: &mut Slow) -> Result<PoolId, AllocError> {
         let at = self.pools().count();
         if at == POOLS_MAX {
             return Err(AllocError::TooManyPools { max: POOLS_MAX });
@@ -247,11 +251,16 @@ impl Core {
         Span { region: state.heap.region(place), offset, size }
     }
 
+    /// Remembers that the device is gone, if that is what an error says.
+    pub(crate) fn look_for_loss(&self, error: &BackendError) {
+        if matches!(error, BackendError::Lost { .. }) && !self.lost.swap(true, Relaxed) {
+            self.special.fetch_add(1, Relaxed);
+        }
+    }
+
     /// Remembers an error that no caller can be given now.
     pub(crate) fn defer(&self, error: BackendError) {
-        if matches!(error, BackendError::Lost { .. }) {
-            self.lost.store(true, Relaxed);
-        }
+        self.look_for_loss(&error);
         self.deferred.lock().get_or_insert(error);
     }
 

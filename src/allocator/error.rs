@@ -43,6 +43,12 @@ pub enum AllocError {
         /// The most.
         max: usize,
     },
+    /// The pool is that of a captured graph, which uses its memory at each launch.
+    #[error("pool {pool} belongs to a captured graph: what lies there is the graph's alone")]
+    GraphPool {
+        /// The pool.
+        pool: PoolId,
+    },
     /// The stream belongs to another allocator.
     #[error("the stream belongs to another allocator")]
     ForeignStream,

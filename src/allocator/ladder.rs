@@ -32,15 +32,12 @@ pub(super) fn climb(core: &Core, id: PoolId, need: &Need<'_>) -> Result<Grant, A
     if let Some(error) = core.deferred.lock().take() {
         return Err(error.into());
     }
-    if core.lost.load(Relaxed) {
-        return Err(BackendError::Lost { reason: "an earlier call found it lost".into() }.into());
-    }
     let mut climb = Climb::new(core, id, need);
     match climb.whole() {
         Ok(Some(grant)) => Ok(grant),
         Ok(None) => Err(climb.out_of_memory()),
         Err(error) => {
-            core.lost.fetch_or(matches!(error, BackendError::Lost { .. }), Relaxed);
+            core.look_for_loss(&error);
             Err(error.into())
         }
     }
@@ -157,7 +154,9 @@ impl<'a> Climb<'a> {
                 return Ok(Some(grant));
             }
         }
-        if self.stops_at_limit() { Ok(None) } else { self.host_wait(&mut slow) }
+        // No wait makes room for what the limit forbids beside all that is live.
+        let hopeless = self.stops_at_limit() || self.core.forbids(self.id, self.need.size);
+        if hopeless { Ok(None) } else { self.host_wait(&mut slow) }
     }
 
     /// All that may be tried for a stream under capture.
@@ -396,11 +395,16 @@ impl<'a> Climb<'a> {
             self.note(rung, Outcome::NeedsMore { needed: least, room });
             return Ok(None);
         }
-        let grown =
-            segments::grow(self.core, self.id, size).or_else(|error| match error.is_out_of_memory() && size > least {
-                true => segments::grow(self.core, self.id, least),
-                false => Err(error),
-            });
+        let own = segment_size(self.need.size, 0, self.core.quantum).unwrap_or(least);
+        let mut grown = segments::grow(self.core, self.id, size);
+        // Where the device has less than a segment of the usual size left, one of the request's own may still do.
+        let mut refused = size;
+        for smaller in [least, own] {
+            if smaller < refused && matches!(&grown, Err(error) if error.is_out_of_memory()) {
+                refused = smaller;
+                grown = segments::grow(self.core, self.id, smaller);
+            }
+        }
         match grown {
             Ok(()) => Ok(self.search(self.now())),
             Err(error) if error.is_out_of_memory() => {
@@ -412,13 +416,14 @@ impl<'a> Climb<'a> {
     }
 
     /// Wholly free segments go back first, all of them, when growth would pass what was ever live: their memory is better spent
-    /// on one segment that fits. Their work is waited for: drivers wait at a release anyway.
+    /// on one segment that fits. Where the driver waits at a release anyway, their work is waited for.
     fn make_room_for_segment(&mut self, slow: &mut Slow, size: u64) -> Result<(), BackendError> {
         let over = size.saturating_sub(self.slack_room());
         if over == 0 {
             return Ok(());
         }
-        if self.on_limit == OnLimit::Climb && segments::has_unfinished_empty(self.core, self.id) {
+        let waits = self.core.caps.release_waits && self.on_limit == OnLimit::Climb;
+        if waits && segments::has_unfinished_empty(self.core, self.id) {
             let until = self.patience();
             self.core.wait_for_all(self.id, slow, until)?;
         }

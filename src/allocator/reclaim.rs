@@ -230,8 +230,9 @@ impl Drop for Core {
         slow.retired.resize_with(self.pools().count(), Vec::new);
         slow.retiring.drain(..).filter_map(|stream| stream.event).for_each(|event| self.backend.forget(event));
         let until = self.patience();
-        slow.take_unpinning().for_each(|event| self.backend.forget(event));
-        self.pools().for_each(|pool| pool.pin(false));
+        if !matches!(self.wait_unpinned(&mut slow, until), Ok(true)) {
+            return;
+        }
         for at in 0..self.pools().count() {
             let id = PoolId(at as u16);
             if !matches!(self.wait_for_all(id, &mut slow, until), Ok(true)) {

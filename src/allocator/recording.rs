@@ -6,7 +6,7 @@
 //!   addresses, again at each launch. Requests of a stream under capture call the driver for growth only.
 //!
 //! Invariants: a pool is pinned from the start of its capture until work given to any stream before the graph went is complete;
-//! `captured` is the number of announced captures under way.
+//! `special` counts the pinned pools; a stream is in one capture at most.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
@@ -14,6 +14,7 @@ use std::time::Instant;
 
 use super::core::{Core, Slow};
 use super::error::AllocError;
+use super::pool::Pool;
 use super::streams::Stream;
 use super::{Allocator, Memory};
 use crate::backend::BackendError;
@@ -92,17 +93,18 @@ impl Drop for OpenRecording {
 #[must_use = "the capture's memory is let go when this is dropped; end() keeps it for the graph"]
 pub struct Capture<M: Memory> {
     /// `None` once ended.
-    pinned: Option<GraphMemory>,
-    stream: Stream,
+    memory: Option<GraphMemory>,
     allocator: Allocator<M>,
 }
 
 /// The memory of a captured graph: as long as this lives, its pages stay at their addresses and go to nobody else.
-/// Keep it beside the graph, and drop it after the graph.
+/// Keep it beside the graph, and drop it after the graph. It keeps the streams too that were captured, on which the graph is launched:
+/// what they and the other streams of the allocator were given until the drop is waited for before the pages go.
 #[must_use = "the graph's memory is let go when this is dropped"]
 pub struct GraphMemory {
     core: Arc<Core>,
     pool: PoolId,
+    streams: Vec<Stream>,
 }
 
 /// A pool whose graph is gone, to be let go when all work given until then is complete.
@@ -115,39 +117,47 @@ pub(crate) struct Unpinning {
 impl<M: Memory> Allocator<M> {
     /// Announces that `stream` is about to be captured into a graph. Until [`Capture::end`], whatever is asked for on that stream comes
     /// from a pool of the capture's own, and the driver is called for its growth only; afterwards that pool's pages stay where
-    /// they are as long as the [`GraphMemory`] lives. Blocks that the graph uses but that were made before must be kept by their owner.
+    /// they are as long as the [`GraphMemory`] lives, and nobody is served from it. Streams that join the capture by an event are announced with
+    /// [`Capture::join`]. Blocks that the graph uses but that were made before must be kept by their owner.
     ///
     /// # Errors
     /// [`BackendError::Unsupported`] where streams cannot be captured; a stream of another allocator; a capture of this stream under
     /// way; too many pools.
     pub fn capture(&self, stream: &Stream) -> Result<Capture<M>, AllocError> {
-        if !stream.belongs_to(&self.core) {
-            return Err(AllocError::ForeignStream);
-        }
-        if !self.core.caps.captures {
-            return Err(BackendError::Unsupported { call: "capture", backend: self.core.caps.name }.into());
-        }
+        self.core.may_capture(stream)?;
         let pool = self.core.begin_capture(stream.id())?;
-        let pinned = Some(GraphMemory { core: self.core.clone(), pool });
-        Ok(Capture { pinned, stream: stream.clone(), allocator: self.view(pool) })
+        let memory = GraphMemory { core: self.core.clone(), pool, streams: vec![stream.clone()] };
+        Ok(Capture { memory: Some(memory), allocator: self.view(pool) })
     }
 }
 
 impl<M: Memory> Capture<M> {
-    /// An allocator that takes from the capture's pool.
+    /// An allocator that takes from the capture's pool, for its streams, until it ends.
     pub fn allocator(&self) -> &Allocator<M> {
         &self.allocator
+    }
+
+    /// Announces a stream that is about to join the capture, by waiting for an event of it.
+    ///
+    /// # Errors
+    /// As [`Allocator::capture`].
+    pub fn join(&mut self, stream: &Stream) -> Result<(), AllocError> {
+        let Some(memory) = &mut self.memory else { return Ok(()) };
+        memory.core.may_capture(stream)?;
+        memory.core.announce(stream.id(), memory.pool)?;
+        memory.streams.push(stream.clone());
+        Ok(())
     }
 
     /// The capture has ended: answers the memory that its graph keeps.
     pub fn end(mut self) -> GraphMemory {
         self.stop();
-        self.pinned.take().expect("a capture ends once")
+        self.memory.take().expect("a capture ends once")
     }
 
     fn stop(&self) {
-        if let Some(pinned) = &self.pinned {
-            pinned.core.end_capture(self.stream.id());
+        if let Some(memory) = &self.memory {
+            memory.core.end_capture(memory.pool);
         }
     }
 }
@@ -168,59 +178,112 @@ impl GraphMemory {
     pub fn pool_id(&self) -> PoolId {
         self.pool
     }
+
+    /// The streams that were captured.
+    pub fn streams(&self) -> &[Stream] {
+        &self.streams
+    }
 }
 
 impl Drop for GraphMemory {
     fn drop(&mut self) {
+        // The streams' handles go after this: a stream is closed behind what it was given, and so behind its launches.
         self.core.graphs_gone.lock().push(self.pool);
     }
 }
 
 impl Core {
+    fn may_capture(self: &Arc<Self>, stream: &Stream) -> Result<(), AllocError> {
+        if !stream.belongs_to(self) {
+            return Err(AllocError::ForeignStream);
+        }
+        if !self.caps.captures {
+            return Err(BackendError::Unsupported { call: "capture", backend: self.caps.name }.into());
+        }
+        Ok(())
+    }
+
+    /// A pool for a capture of `stream`, pinned from now on.
     fn begin_capture(&self, stream: StreamId) -> Result<PoolId, AllocError> {
-        let vacant = {
-            // With the slow lock nobody records an event on the stream while it becomes captured.
-            let _slow = self.slow.lock();
-            let captures = self.captures.lock();
-            if captures.iter().any(|(other, _)| *other == stream) {
-                return Err(BackendError::Recording { stream }.into());
-            }
-            let pinned = |id: &PoolId| self.pool(*id).is_pinned();
-            let vacant = self.capture_pools.lock().iter().copied().find(|id| !pinned(id));
-            vacant.inspect(|id| self.pool(*id).pin(true))
-        };
-        let pool = match vacant {
-            Some(pool) => pool,
+        // With the slow lock nobody records an event on the stream while it becomes captured.
+        let mut slow = self.slow.lock();
+        self.may_announce(stream)?;
+        self.unpin(&mut slow)?;
+        let mut vacant: Vec<PoolId> = self.capture_pools.lock().clone();
+        vacant.retain(|id| !self.pool(*id).is_pinned());
+        let pool = match vacant.first() {
+            Some(pool) => *pool,
             None => {
                 let number = self.capture_pools.lock().len() + 1;
-                let pool = self.add_pool(&format!("capture {number}"), PoolConfig::default())?;
-                self.pool(pool).pin(true);
+                let pool = self.add_pool_under(&format!("capture {number}"), PoolConfig::default(), &mut slow)?;
                 self.capture_pools.lock().push(pool);
                 pool
             }
         };
-        let _slow = self.slow.lock();
-        self.captures.lock().push((stream, pool));
-        self.captured.fetch_add(1, SeqCst);
-        for pool in self.pools() {
-            pool.state.lock().clocks.set_recording(stream, true);
+        // The capture will not ask others for memory, and those that had graphs need theirs no more.
+        for other in vacant.iter().skip(1) {
+            self.return_idle(*other, u64::MAX)?;
         }
+        self.pool(pool).pin(true);
+        self.special.fetch_add(1, SeqCst);
+        self.note_capture(stream, pool);
         Ok(pool)
     }
 
-    fn end_capture(&self, stream: StreamId) {
-        let mut captures = self.captures.lock();
-        captures.retain(|(other, _)| *other != stream);
-        self.captured.fetch_sub(1, SeqCst);
-        for pool in self.pools() {
-            pool.state.lock().clocks.set_recording(stream, false);
+    fn announce(&self, stream: StreamId, pool: PoolId) -> Result<(), AllocError> {
+        let _slow = self.slow.lock();
+        self.may_announce(stream)?;
+        self.note_capture(stream, pool);
+        Ok(())
+    }
+
+    fn may_announce(&self, stream: StreamId) -> Result<(), BackendError> {
+        match self.capture_of(stream) {
+            Some(_) => Err(BackendError::Recording { stream }),
+            None => Ok(()),
         }
     }
 
-    /// Where a stream's requests go while it is captured.
-    #[cold]
-    pub(crate) fn capture_of(&self, stream: StreamId) -> Option<PoolId> {
+    /// Under `slow`.
+    fn note_capture(&self, stream: StreamId, pool: PoolId) {
+        self.captures.lock().push((stream, pool));
+        for pool in self.pools() {
+            pool.state.lock().clocks.set_recording(stream, true);
+        }
+    }
+
+    fn end_capture(&self, pool: PoolId) {
+        let ended: Vec<StreamId> =
+            self.captures.lock().extract_if(.., |capture| capture.1 == pool).map(|c| c.0).collect();
+        for pool in self.pools() {
+            let clocks = &mut pool.state.lock().clocks;
+            ended.iter().for_each(|stream| clocks.set_recording(*stream, false));
+        }
+    }
+
+    /// The pool of the announced capture that a stream is in.
+    fn capture_of(&self, stream: StreamId) -> Option<PoolId> {
         self.captures.lock().iter().find(|(other, _)| *other == stream).map(|(_, pool)| *pool)
+    }
+
+    /// The pool that serves a request on `stream` for `pool`, while there are captures or graphs, or the device is lost.
+    #[cold]
+    pub(crate) fn route(&self, pool: PoolId, stream: StreamId) -> Result<PoolId, AllocError> {
+        if self.lost.load(Relaxed) {
+            return Err(BackendError::Lost { reason: "an earlier call found it lost".into() }.into());
+        }
+        let under_way = !self.captures.lock().is_empty();
+        if let Some(captured) = self.capture_of(stream) {
+            return Ok(captured);
+        }
+        if under_way && self.caps.captures && self.backend.is_capturing(stream)? {
+            // It joined a capture unannounced: the graph would use memory that is not its own.
+            return Err(BackendError::Recording { stream }.into());
+        }
+        match self.find_pool(pool).is_some_and(Pool::is_pinned) {
+            true => Err(AllocError::GraphPool { pool }),
+            false => Ok(pool),
+        }
     }
 
     /// Whether a stream is being captured, announced or not.
@@ -228,8 +291,7 @@ impl Core {
         if !self.caps.captures {
             return Ok(false);
         }
-        let announced = self.captured.load(Relaxed) > 0 && self.capture_of(stream).is_some();
-        Ok(announced || self.backend.is_capturing(stream)?)
+        Ok(self.capture_of(stream).is_some() || self.backend.is_capturing(stream)?)
     }
 
     /// Lets the pools of graphs go that are gone, when all work given until then is complete.
@@ -290,13 +352,7 @@ impl Core {
             events.pop();
         }
         pool.pin(false);
+        self.special.fetch_sub(1, SeqCst);
         Ok(true)
-    }
-}
-
-impl Slow {
-    /// Events that nobody waits for any more.
-    pub(crate) fn take_unpinning(&mut self) -> impl Iterator<Item = EventId> + '_ {
-        self.unpinning.drain(..).filter_map(|unpinning| unpinning.events).flatten()
     }
 }

@@ -114,8 +114,8 @@ impl<'a, M: Memory> Request<'a, M> {
             Some(_) => return Err(AllocError::ForeignStream),
         };
         let mut id = self.pool;
-        if core.captured.load(Relaxed) > 0 {
-            id = core.capture_of(stream).unwrap_or(id);
+        if core.special.load(Relaxed) > 0 {
+            id = core.route(id, stream)?;
         }
         let Some(pool) = core.find_pool(id) else {
             return Err(AllocError::UnknownPool { pool: id, pools: core.pools().count() });

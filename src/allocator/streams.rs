@@ -93,7 +93,7 @@ impl Core {
     /// pool together.
     #[cold]
     pub(crate) fn care(&self, id: PoolId, stream: StreamId) {
-        if self.captured.load(Relaxed) > 0 {
+        if self.special.load(Relaxed) > 0 && !self.captures.lock().is_empty() {
             return;
         }
         let Some(mut slow) = self.slow.try_lock() else { return };
@@ -134,8 +134,9 @@ impl Core {
         if progress? {
             pages::unmap_retired(self, id, slow)?;
         }
-        self.retire_streams(slow)?;
-        self.unpin(slow)
+        // Before streams go that the launches of a graph were given.
+        self.unpin(slow)?;
+        self.retire_streams(slow)
     }
 
     fn look_for_end_of_capture(&self, pool: &Pool, stream: StreamId) -> Result<(), BackendError> {
@@ -338,6 +339,10 @@ impl Core {
             return Ok(false);
         }
         self.backend.forget(event);
+        for pool in self.pools() {
+            // A capture that was over before anybody looked.
+            pool.state.lock().clocks.set_recording(stream, false);
+        }
         self.open.lock().retain(|open| *open != stream);
         self.backend.close_stream(stream);
         Ok(true)

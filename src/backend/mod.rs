@@ -82,6 +82,8 @@ pub struct Capabilities {
     pub streams: bool,
     /// Whether work given to a stream may be captured instead of run ([`Backend::is_capturing`]).
     pub captures: bool,
+    /// Whether giving a segment back waits for the device anyway, so that to wait for its work first costs nothing more.
+    pub release_waits: bool,
     /// Whether the CPU touches the memory directly, so that only completion orders its reuse.
     pub host_ordered: bool,
     /// The alignment of `Region::base`, and so the largest that a request may ask for. A power of two.

@@ -70,6 +70,26 @@ pub const MUTANTS: &[Mutant] = &[
         caught_by: "captures",
     },
     Mutant {
+        name: "the last owner takes a running graph its memory",
+        edits: &[edit("allocator/reclaim.rs", "!matches!(self.wait_unpinned(&mut slow, until), Ok(true))", "false")],
+        caught_by: "captures",
+    },
+    Mutant {
+        name: "a graph does not keep its stream",
+        edits: &[edit("allocator/recording.rs", "streams: vec![stream.clone()] }", "streams: Vec::new() }")],
+        caught_by: "captures",
+    },
+    Mutant {
+        name: "a graph's memory serves others",
+        edits: &[edit("allocator/recording.rs", "true => Err(AllocError::GraphPool { pool }),", "true => Ok(pool),")],
+        caught_by: "captures",
+    },
+    Mutant {
+        name: "the last of a device is not had by small segments",
+        edits: &[edit("allocator/ladder.rs", "for smaller in [least, own]", "for smaller in [least]")],
+        caught_by: "regressions",
+    },
+    Mutant {
         name: "a stream under capture climbs the whole ladder",
         edits: &[edit(
             "allocator/ladder.rs",

@@ -131,6 +131,7 @@ impl CudaDevice {
             alias: page.is_some(),
             streams: true,
             captures: true,
+            release_waits: true,
             host_ordered: false,
             base_align: page.unwrap_or(plain::ALIGN),
             quantum: 512,

@@ -98,6 +98,7 @@ impl Backend for PinnedHost {
             alias: false,
             streams: true,
             captures: true,
+            release_waits: true,
             host_ordered: true,
             base_align: ALIGN,
             quantum: 64,

@@ -221,6 +221,7 @@ impl Backend for Mmap {
             alias: false,
             streams: false,
             captures: false,
+            release_waits: false,
             host_ordered: true,
             base_align: self.page.max(HUGE_PAGE),
             quantum: 64,

@@ -95,6 +95,7 @@ impl Backend for System {
             alias: false,
             streams: false,
             captures: false,
+            release_waits: false,
             host_ordered: true,
             base_align: BASE_ALIGN,
             quantum: 64,

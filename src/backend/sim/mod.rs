@@ -298,6 +298,7 @@ impl Backend for Sim {
             alias: config.memory == SimMemory::Alias,
             streams: config.streams != SimStreams::None,
             captures: config.streams == SimStreams::Many,
+            release_waits: true,
             host_ordered: config.host_ordered,
             base_align: base_align(config),
             quantum: config.quantum,
@@ -372,6 +373,8 @@ impl Backend for Sim {
     }
 
     fn is_capturing(&self, stream: StreamId) -> Result<bool, BackendError> {
-        Ok(self.shared.state.lock().device.is_captured(stream))
+        let mut state = self.shared.state.lock();
+        let result = state.is_capturing(stream);
+        state.noted("is_capturing", result)
     }
 }

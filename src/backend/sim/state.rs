@@ -235,6 +235,12 @@ impl State {
         if self.device.is_captured(stream) { Err(BackendError::Recording { stream }.into()) } else { Ok(stream) }
     }
 
+    pub(super) fn is_capturing(&self, stream: StreamId) -> Result<bool, Stop> {
+        self.present()?;
+        self.device.known_stream(stream)?;
+        Ok(self.device.is_captured(stream))
+    }
+
     pub(super) fn record(&mut self, stream: StreamId) -> Result<EventId, Stop> {
         self.supported(Call::Record)?;
         let stream = self.queue_of(stream)?;

@@ -246,6 +246,7 @@ fn capabilities(limits: &Limits) -> Capabilities {
         alias: false,
         streams: true,
         captures: false,
+        release_waits: false,
         host_ordered: false,
         base_align: BASE_ALIGN.max(quantum),
         quantum,
