@@ -59,6 +59,7 @@ impl<'a, S: Source> Entrant<'a, S> {
                 Ok(taken) => self.times.push(taken),
                 Err(reason) => {
                     self.slots.clear();
+                    self.source.look_after();
                     self.failure = Some(reason);
                 }
             }
