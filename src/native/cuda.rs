@@ -51,6 +51,14 @@
 //!
 //! Announce a capture before it begins: an event that the allocator records on a stream at the very moment its capture begins would
 //! become part of the graph.
+//!
+//! A launch is not seen by a buffer. Once a use of it was captured, every later use follows what the captured stream was given until then,
+//! which is where `cudarc` launches a graph; that the launch itself follows what other streams do with the buffer is for the caller to see to
+//! (`CudaStream::join`).
+//!
+//! Page-locked memory is looked at by the CPU, and a launch under a view would be undefined behaviour. So copies from and to a
+//! [`PinnedBuffer`] are not captured: they copy nothing and leave an error with the context, unless its owner promised to keep views and
+//! launches apart ([`PinnedBuffer::allow_captures`], unsafe).
 
 use std::sync::Arc;
 

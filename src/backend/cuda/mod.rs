@@ -98,8 +98,8 @@ pub(crate) trait Streams: Backend {
     fn add_stream(&self, stream: Arc<CudaStream>) -> Result<StreamId, BackendError>;
     /// The stream of a number.
     fn stream(&self, id: StreamId) -> Result<Arc<CudaStream>, BackendError>;
-    /// Refuses a stream without a number that is being captured.
-    fn check_foreign(&self, stream: &CudaStream) -> Result<(), BackendError>;
+    /// Whether what a stream, with a number or without, is given now is captured instead of run.
+    fn captures(&self, stream: &CudaStream) -> Result<bool, BackendError>;
     /// Makes a stream without a number wait for an event.
     fn foreign_wait(&self, stream: &CudaStream, event: EventId) -> Result<(), BackendError>;
 }
@@ -241,8 +241,8 @@ impl Streams for CudaDevice {
         self.order.stream("stream", id)
     }
 
-    fn check_foreign(&self, stream: &CudaStream) -> Result<(), BackendError> {
-        self.order.check_foreign(stream)
+    fn captures(&self, stream: &CudaStream) -> Result<bool, BackendError> {
+        self.order.captures(stream)
     }
 
     fn foreign_wait(&self, stream: &CudaStream, event: EventId) -> Result<(), BackendError> {

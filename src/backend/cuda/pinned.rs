@@ -76,8 +76,8 @@ impl super::Streams for PinnedHost {
         self.order.stream("stream", id)
     }
 
-    fn check_foreign(&self, stream: &CudaStream) -> Result<(), BackendError> {
-        self.order.check_foreign(stream)
+    fn captures(&self, stream: &CudaStream) -> Result<bool, BackendError> {
+        self.order.captures(stream)
     }
 
     fn foreign_wait(&self, stream: &CudaStream, event: EventId) -> Result<(), BackendError> {
