@@ -474,6 +474,8 @@ fn fills_and_copies_within() {
             Err(AllocError::Backend(error @ BackendError::Unsupported { .. })) => println!("not run: {error}"),
             Err(error) => panic!("{error}"),
         }
+        gpu.fill(&one, &mut gpu.buffer_on::<[u64; 0]>(&s, 10).unwrap(), []).unwrap();
+        gpu.fill(&one, &mut gpu.buffer_on::<u64>(&s, 0).unwrap(), 1).unwrap();
         let odd = gpu.fill(&one, &mut gpu.buffer_on::<[u8; 3]>(&s, 10).unwrap(), [1, 2, 3]).unwrap_err();
         assert!(matches!(odd, AllocError::Backend(BackendError::Unsupported { .. })), "{odd}");
         drop((of_cudarc, context));
