@@ -327,6 +327,24 @@ fn a_view_that_is_forgotten_frees_nothing_either() {
 }
 
 #[test]
+fn a_driver_that_makes_no_events_lends_nothing() {
+    story(|standin| {
+        let World { gpu, one, s, context, .. } = World::new();
+        let mut buffers = [64, 0].map(|len| gpu.buffer_on::<u32>(&s, len).unwrap());
+        standin.fail_from("cuEventCreate", 1, 999);
+        for buffer in &mut buffers {
+            let refused = buffer.lend_mut_on(&one).map(drop).unwrap_err();
+            assert!(matches!(refused, AllocError::Backend(BackendError::Driver { code: 999, .. })), "{refused}");
+            assert!(context.check_err().is_ok(), "said once");
+        }
+        standin.heal();
+        for buffer in &mut buffers {
+            drop(buffer.lend_mut_on(&one).unwrap());
+        }
+    });
+}
+
+#[test]
 fn pinned_memory_is_seen_when_its_copies_are_done() {
     story(|standin| {
         let world = World::new();

@@ -145,12 +145,6 @@ impl CudaDevice {
         self.total
     }
 
-    /// Whether an event can be made now.
-    pub(crate) fn can_make_events(&self) -> Result<(), BackendError> {
-        let current = self.device.enter()?;
-        current.destroy_event(current.create_event()?)
-    }
-
     /// Repeats a pattern of 1, 2, 4, 8 or 16 bytes from an address on, in memory that the caller has, in the order of a stream.
     pub(crate) fn fill(
         &self,
