@@ -205,7 +205,7 @@ fn pages(device: &Arc<Device>, config: &CudaConfig, total: u64) -> Result<(Pages
     if !page.is_power_of_two() || !page.is_multiple_of(granularity.max(1)) {
         return unsupported("a page that is not a power of two and a multiple of the device's granularity");
     }
-    Ok((Pages::new(device.clone(), page, kind, access, (addresses(total, page), config.stock)), page))
+    Ok((Pages::new(device.clone(), page, kind, access, (total, addresses(total, page), config.stock)), page))
 }
 
 fn segments(device: &Arc<Device>, config: &CudaConfig, total: u64) -> Result<Segments, BackendError> {
