@@ -829,6 +829,7 @@ fn why_there_is_no_cuda_is_a_typed_reason() {
     standin.reset(machine);
     let probe = cuda::probe().unwrap();
     assert_eq!(probe.devices.len(), machine.devices as usize);
-    assert!(probe.devices[0].virtual_memory && probe.devices[0].memory == machine.capacity, "{probe:?}");
+    let device = probe.devices[0].as_ref().unwrap();
+    assert!(device.virtual_memory && device.memory == machine.capacity, "{probe:?}");
     assert!(matches!(probe.context(7), Err(CudaUnavailable::Device { device: 7, .. })));
 }
