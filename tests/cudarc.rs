@@ -501,6 +501,22 @@ fn fills_and_copies_within() {
 }
 
 #[test]
+fn a_fill_may_run_when_its_allocator_is_gone() {
+    story(|standin| {
+        let World { gpu, context, .. } = World::new();
+        let stranger = context.new_stream().unwrap();
+        let mut of_cudarc = stranger.alloc_zeros::<u64>(8).unwrap();
+        gpu.fill(&stranger, &mut of_cudarc, 1 << 40 | 3).unwrap();
+        drop(gpu);
+        assert!(standin.totals().queued > 0, "the kernel has not run");
+        assert_eq!(standin.calls("cuModuleUnload"), 0);
+        assert_eq!(stranger.clone_dtoh(&of_cudarc).unwrap(), [1 << 40 | 3; 8]);
+        drop(of_cudarc);
+        stranger.synchronize().unwrap();
+    });
+}
+
+#[test]
 fn a_view_must_suit_its_bytes() {
     story(|_| {
         let World { gpu, s, .. } = World::new();

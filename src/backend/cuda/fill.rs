@@ -1,5 +1,8 @@
 //! Filling device memory with a pattern, in the order of a stream: by the driver where it can, else by a kernel of our own
 //! (`shaders/memory.cu`), which is compiled when it is first needed.
+//!
+//! What was loaded stays so until the context ends: a kernel may have been given to a stream that is not known here, and may run still,
+//! or have been captured by a graph.
 
 use std::ffi::CStr;
 use std::sync::Arc;
@@ -8,7 +11,7 @@ use cudarc::driver::CudaStream;
 use parking_lot::Mutex;
 
 use super::compiler::compile;
-use super::driver::{Current, Device, Kernel, Module, Narrow};
+use super::driver::{Current, Device, Kernel, Narrow};
 use super::library::Attribute;
 use crate::backend::BackendError;
 
@@ -20,14 +23,8 @@ const BLOCKS_MAX: u64 = 4096;
 /// Fills of one device.
 pub(super) struct Fills {
     device: Arc<Device>,
-    /// Loaded when first needed.
-    kernels: Mutex<Option<Kernels>>,
-}
-
-struct Kernels {
-    module: Module,
-    eight: Kernel,
-    sixteen: Kernel,
+    /// For 8 and for 16 bytes; loaded when first needed.
+    kernels: Mutex<Option<(Kernel, Kernel)>>,
 }
 
 impl Fills {
@@ -70,8 +67,8 @@ impl Fills {
     /// The kernels for 8 and for 16 bytes.
     fn kernels(&self, current: &Current<'_>) -> Result<(Kernel, Kernel), BackendError> {
         let mut kernels = self.kernels.lock();
-        if let Some(kernels) = &*kernels {
-            return Ok((kernels.eight, kernels.sixteen));
+        if let Some(kernels) = *kernels {
+            return Ok(kernels);
         }
         let attribute = |attribute| self.device.driver().attribute(self.device.number(), attribute);
         let capability = (attribute(Attribute::CapabilityMajor)?, attribute(Attribute::CapabilityMinor)?);
@@ -79,10 +76,7 @@ impl Fills {
         let module = current.load_module(&compile(source, capability)?)?;
         let (eight, sixteen) = (current.kernel(&module, c"fill_u64"), current.kernel(&module, c"fill_u128"));
         match (eight, sixteen) {
-            (Ok(eight), Ok(sixteen)) => {
-                *kernels = Some(Kernels { module, eight, sixteen });
-                Ok((eight, sixteen))
-            }
+            (Ok(eight), Ok(sixteen)) => Ok(*kernels.insert((eight, sixteen))),
             (Err(error), _) | (_, Err(error)) => {
                 let _ = current.unload_module(module);
                 Err(error)
@@ -93,17 +87,6 @@ impl Fills {
 
 fn shape(count: u64) -> (u32, u32) {
     (count.div_ceil(THREADS.into()).clamp(1, BLOCKS_MAX) as u32, THREADS)
-}
-
-impl Drop for Fills {
-    /// Code that may still run stays loaded.
-    fn drop(&mut self) {
-        if let Some(kernels) = self.kernels.get_mut().take()
-            && let Some(current) = self.device.enter_to_free()
-        {
-            let _ = current.unload_module(kernels.module);
-        }
-    }
 }
 
 #[cfg(test)]
