@@ -517,6 +517,29 @@ fn a_fill_may_run_when_its_allocator_is_gone() {
 }
 
 #[test]
+fn a_compiler_that_does_not_know_the_device_leaves_the_rest_to_the_driver() {
+    story(|standin| {
+        let World { gpu, one, s, .. } = World::new();
+        let mut wide = gpu.buffer_on::<u64>(&s, 10).unwrap();
+        standin.compiler(driver::Compiler::KnowsNoArchitecture);
+        gpu.fill(&one, &mut wide, 1).unwrap();
+        assert_eq!(one.clone_dtoh(&wide).unwrap(), [1; 10]);
+    });
+}
+
+#[test]
+fn what_does_not_compile_is_compiled_once() {
+    story(|standin| {
+        let World { gpu, one, s, .. } = World::new();
+        let mut wide = gpu.buffer_on::<u64>(&s, 10).unwrap();
+        let before = standin.compiler(driver::Compiler::Broken);
+        let errors = [1, 2, 3].map(|value| gpu.fill(&one, &mut wide, value).unwrap_err());
+        assert!(errors.iter().all(|error| *error == errors[0]), "{errors:?}");
+        assert_eq!(standin.compiler(driver::Compiler::Usual), before + 1);
+    });
+}
+
+#[test]
 fn a_view_must_suit_its_bytes() {
     story(|_| {
         let World { gpu, s, .. } = World::new();
