@@ -58,7 +58,8 @@
 //!
 //! Page-locked memory is looked at by the CPU, and a launch under a view would be undefined behaviour. So copies from and to a
 //! [`PinnedBuffer`] are not captured: they copy nothing and leave an error with the context, unless its owner promised to keep views and
-//! launches apart ([`PinnedBuffer::allow_captures`], unsafe).
+//! launches apart ([`PinnedBuffer::allow_captures`], unsafe). It is used again only when the work on it is known to be complete, which
+//! nothing can tell during a capture: what is dropped meanwhile is free for nobody, not even for the same capture, until that has ended.
 
 use std::sync::Arc;
 
