@@ -52,6 +52,10 @@
 //! Announce a capture before it begins: an event that the allocator records on a stream at the very moment its capture begins would
 //! become part of the graph.
 //!
+//! Make the first stream of a context, [`Allocator::stream`] included, while nothing is captured: `cudarc` waits for the whole context
+//! then, so that work from before, which it did not track, is over, and that ends a capture. As long as `cudarc` has a stream, further
+//! ones end none. Only a capture of a stream that `cudarc` did not make can be under way before it has one.
+//!
 //! A launch is not seen by a buffer. Once a use of it was captured, every later use follows what the captured stream was given until then,
 //! which is where `cudarc` launches a graph; that the launch itself follows what other streams do with the buffer is for the caller to see to
 //! (`CudaStream::join`).
