@@ -152,7 +152,7 @@ fn main() -> Result<(), String> {
     };
     let context = found.context(0).map_err(|error| error.to_string())?;
     context.bind_to_thread().map_err(|error| format!("{:?}", error.0))?;
-    let device = &found.devices[0];
+    let device = found.devices[0].as_ref().map_err(|error| error.to_string())?;
     println!("{}, {}, driver for CUDA {}\n", device.name, Bytes(device.memory), found.version);
     println!(
         "Nanoseconds an event, first pass / median of the passes after it; times: raised pool against larder by the page.\n"

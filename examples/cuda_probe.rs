@@ -28,7 +28,7 @@ fn main() -> Answer {
             return Ok(());
         }
     };
-    let device = &probe.devices[0];
+    let device = probe.devices[0].as_ref().map_err(Clone::clone)?;
     println!("{}, {}, driver for CUDA {}", device.name, Bytes(device.memory), probe.version);
     let bench = Bench::new(probe.context(0)?)?;
     if device.virtual_memory {

@@ -40,9 +40,10 @@ pub fn open(number: u32, config: Config) -> Result<Device, Unavailable> {
     let Some(info) = probe.devices.get(number as usize) else {
         return Err(Unavailable::NoSuchDevice { number, count });
     };
+    let info = info.clone()?;
     let context = probe.context(info.ordinal)?;
     let allocator = allocator(&context, config)?;
-    Ok(Device::new(Kind::Cuda(number), info.name.clone(), allocator.erase()))
+    Ok(Device::new(Kind::Cuda(number), info.name, allocator.erase()))
 }
 
 /// The bytes at the start of a block, as cudarc's copies take them. Whoever has it has the block.

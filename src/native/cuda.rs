@@ -51,6 +51,19 @@
 //!
 //! Announce a capture before it begins: an event that the allocator records on a stream at the very moment its capture begins would
 //! become part of the graph.
+//!
+//! Make the first stream of a context, [`Allocator::stream`] included, while nothing is captured: `cudarc` waits for the whole context
+//! then, so that work from before, which it did not track, is over, and that ends a capture. As long as `cudarc` has a stream, further
+//! ones end none. Only a capture of a stream that `cudarc` did not make can be under way before it has one.
+//!
+//! A launch is not seen by a buffer. Once a use of it was captured, every later use follows what the captured stream was given until then,
+//! which is where `cudarc` launches a graph; that the launch itself follows what other streams do with the buffer is for the caller to see to
+//! (`CudaStream::join`).
+//!
+//! Page-locked memory is looked at by the CPU, and a launch under a view would be undefined behaviour. So copies from and to a
+//! [`PinnedBuffer`] are not captured: they copy nothing and leave an error with the context, unless its owner promised to keep views and
+//! launches apart ([`PinnedBuffer::allow_captures`], unsafe). It is used again only when the work on it is known to be complete, which
+//! nothing can tell during a capture: what is dropped meanwhile is free for nobody, not even for the same capture, until that has ended.
 
 use std::sync::Arc;
 

@@ -14,8 +14,8 @@ use std::sync::Arc;
 
 use bytemuck::AnyBitPattern;
 use cudarc::driver::{
-    CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DeviceSlice, LaunchArgs, PushKernelArg,
-    SyncOnDrop, sys,
+    CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DeviceSlice, DriverError, LaunchArgs,
+    PushKernelArg, SyncOnDrop, sys,
 };
 
 use super::ViewError;
@@ -23,6 +23,7 @@ use super::cuda::{Cuda, device};
 use super::host::check_view;
 use super::ordering::{Ordering, Use};
 use crate::allocator::{AllocError, Allocator, Block, Stream};
+use crate::backend::BackendError;
 use crate::backend::cuda::Streams;
 
 /// Elements in device memory. Dropping it gives the memory back, in the order of the streams that used it.
@@ -374,15 +375,19 @@ impl<'a, T> Lent<'a, T> {
     fn new(buffer: &'a Buffer<T>, how: Use, stream: &'a Arc<CudaStream>) -> Result<Self, AllocError> {
         let (finish, ordered) = buffer.ordering.begin(&buffer.block, how, stream);
         ordered?;
-        if let Some(core) = buffer.block.core() {
-            // Where `cudarc` cannot make its events it panics: better to know before.
-            device(core).can_make_events()?;
-        }
-        let foreign = stream.context().check_err();
-        // SAFETY: the address is of `len` elements that the buffer owns and lends for 'a; the slice is never dropped, so nothing
-        // frees the address.
-        let slice = unsafe { stream.upgrade_device_ptr::<T>(buffer.block.address(), buffer.len) };
-        stream.context().record_err(foreign);
+        let context = stream.context();
+        let foreign = context.check_err();
+        // Where `cudarc` cannot make its events it panics: better to know before.
+        let slice = context.new_event(None).map(|_event| {
+            // SAFETY: the address is of `len` elements that the buffer owns and lends for 'a; the slice is never dropped, so nothing
+            // frees the address.
+            unsafe { stream.upgrade_device_ptr::<T>(buffer.block.address(), buffer.len) }
+        });
+        context.record_err(foreign);
+        let slice = slice.map_err(|error: DriverError| {
+            let (reason, code) = (error.to_string(), error.0 as i64);
+            BackendError::Driver { call: "cuEventCreate", reason, code }
+        })?;
         let mut slice = ManuallyDrop::new(slice);
         // What another stream does with it follows `stream` as of now, as far as `cudarc` tracks it.
         drop(slice.device_ptr_mut(stream));

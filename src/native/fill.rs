@@ -23,10 +23,11 @@ impl Allocator<Cuda> {
         value: T,
     ) -> Result<(), AllocError> {
         self.check_stream(stream)?;
-        let (pattern, bytes) = (shortest_period(bytemuck::bytes_of(&value)), target.num_bytes());
+        let bytes = target.num_bytes();
         if bytes == 0 {
             return Ok(());
         }
+        let pattern = shortest_period(bytemuck::bytes_of(&value));
         let (address, _finish) = target.device_ptr_mut(stream);
         Ok(device(&self.core).fill(address, pattern, (bytes / pattern.len()) as u64, stream)?)
     }
@@ -74,7 +75,7 @@ impl Allocator<Cuda> {
     }
 }
 
-/// The shortest power-of-two start of a value that makes the value when repeated.
+/// The shortest power-of-two start of a value, of some bytes, that makes the value when repeated.
 fn shortest_period(value: &[u8]) -> &[u8] {
     let repeats = |length: &usize| {
         value.len().is_multiple_of(*length) && value.chunks(*length).all(|chunk| *chunk == value[..*length])

@@ -4,8 +4,11 @@
 //! this one must follow it. That is in time, because a use that must be followed was given to its stream before the buffer could
 //! be borrowed again; only halves of one split are borrowed at once, and have ways of their own ([`Use::PartRead`], [`Use::PartWrite`]).
 //!
+//! A use that is captured happens again at each launch of its graph, which nobody tells: its stream is followed by every use from then
+//! on, as of then.
+//!
 //! Invariants: every registered stream on which the buffer was written, or read since the last write, is in `writers`, in `readers`, or
-//! is followed by one that is; streams in `behind` follow all writers.
+//! is followed by one that is; streams in `behind` follow all writers; a stream in `captured` stays there.
 
 use cudarc::driver::{CudaStream, DriverError, SyncOnDrop, sys};
 use parking_lot::Mutex;
@@ -34,6 +37,7 @@ struct Uses {
     writers: Vec<StreamId>,
     readers: Vec<StreamId>,
     behind: Vec<StreamId>,
+    captured: Vec<StreamId>,
 }
 
 /// The uses of one buffer.
@@ -52,11 +56,10 @@ impl Uses {
     /// What a use must follow; `by` is not among it.
     fn before(&self, how: Use, by: Option<StreamId>) -> Vec<StreamId> {
         let reads = matches!(how, Use::Read | Use::PartRead);
-        if reads && by.is_some_and(|by| self.behind.contains(&by)) {
-            return Vec::new();
-        }
+        let is_behind = reads && by.is_some_and(|by| self.behind.contains(&by));
+        let writers = if is_behind { &[][..] } else { &self.writers };
         let readers = if reads { &[][..] } else { &self.readers };
-        let mut before: Vec<StreamId> = self.writers.iter().chain(readers).copied().collect();
+        let mut before: Vec<StreamId> = writers.iter().chain(readers).chain(&self.captured).copied().collect();
         before.sort_unstable();
         before.dedup();
         before.retain(|stream| Some(*stream) != by);
@@ -78,12 +81,31 @@ impl Uses {
                 }
             }
             // Whoever follows this one follows all before it.
-            Use::Write if ordered => *self = Uses { writers: vec![by], readers: Vec::new(), behind: vec![by] },
+            Use::Write if ordered => {
+                let captured = std::mem::take(&mut self.captured);
+                *self = Uses { writers: vec![by], readers: Vec::new(), behind: vec![by], captured };
+            }
             Use::PartRead => add(&mut self.readers),
             Use::Write | Use::PartWrite => {
                 add(&mut self.writers);
                 self.behind.clear();
             }
+        }
+    }
+
+    fn note_captured(&mut self, by: StreamId) {
+        if !self.captured.contains(&by) {
+            self.captured.push(by);
+        }
+    }
+
+    /// The host has waited for what such a use must follow.
+    fn note_wait(&mut self, how: Use) {
+        self.writers.clear();
+        // Borrowers who share it may have begun reads meanwhile, but no writes.
+        if matches!(how, Use::Write | Use::PartWrite) {
+            self.readers.clear();
+            self.behind.clear();
         }
     }
 }
@@ -104,6 +126,7 @@ impl Ordering {
     ) -> (SyncOnDrop<'a>, Result<(), BackendError>) {
         let Some(core) = block.core() else { return (SyncOnDrop::Sync(None), Ok(())) };
         let streams = M::streams(core);
+        let captured = streams.captures(stream);
         let known = core.with_stream(
             |id| streams.is_stream(id, stream),
             |id| {
@@ -111,13 +134,16 @@ impl Ordering {
                 let mut uses = self.uses.lock();
                 let ordered = follow(streams, &User::Known(id), uses.before(how, Some(id)));
                 uses.note(how, id, ordered.is_ok());
+                if !matches!(captured, Ok(false)) {
+                    uses.note_captured(id);
+                }
                 ordered
             },
         );
         if let Some(ordered) = known {
-            return (SyncOnDrop::Sync(None), ordered);
+            return (SyncOnDrop::Sync(None), ordered.and(captured.map(drop)));
         }
-        if let Err(error) = streams.check_foreign(stream) {
+        if let Err(error) = captured.and_then(refuse_unknown) {
             // Waiting for it would end its capture.
             return (SyncOnDrop::Sync(None), Err(error));
         }
@@ -133,7 +159,7 @@ impl Ordering {
         stream: &'a CudaStream,
     ) -> SyncOnDrop<'a> {
         let (guard, ordered) = self.begin(block, how, stream);
-        stream.context().record_err(ordered.map_err(|error| DriverError(result_of(&error))));
+        leave_error(stream, ordered);
         guard
     }
 
@@ -142,13 +168,21 @@ impl Ordering {
         let Some(core) = block.core() else { return Ok(()) };
         let before = self.uses.lock().before(how, None);
         wait_for(M::streams(core), &before)?;
-        let mut uses = self.uses.lock();
-        match how {
-            Use::Write | Use::PartWrite => *uses = Uses::default(),
-            // Borrowers who share it may have begun reads meanwhile, but no writes.
-            Use::Read | Use::PartRead => uses.writers.clear(),
-        }
+        self.uses.lock().note_wait(how);
         Ok(())
+    }
+}
+
+/// Leaves what went wrong with a stream's context, for the next call of `cudarc` there.
+pub(super) fn leave_error(stream: &CudaStream, result: Result<(), BackendError>) {
+    stream.context().record_err(result.map_err(|error| DriverError(result_of(&error))));
+}
+
+/// A capture of a stream without a number can be followed by nothing, and follow nothing.
+fn refuse_unknown(captured: bool) -> Result<(), BackendError> {
+    match captured {
+        true => Err(BackendError::Unsupported { call: "capture of a stream without a number", backend: "cuda" }),
+        false => Ok(()),
     }
 }
 
@@ -235,6 +269,21 @@ mod tests {
         assert_eq!(on(&mut uses, Use::Read, A), [B, C]);
         assert_eq!(on(&mut uses, Use::Write, A), [B, C]);
         assert_eq!(on(&mut uses, Use::Read, B), [A]);
+    }
+
+    #[test]
+    fn what_was_captured_is_followed_for_ever() {
+        let mut uses = Uses::default();
+        on(&mut uses, Use::Write, A);
+        uses.note_captured(A);
+        assert_eq!(on(&mut uses, Use::Read, A), []);
+        for _ in 0..2 {
+            assert_eq!(on(&mut uses, Use::Read, B), [A]);
+        }
+        assert_eq!(on(&mut uses, Use::Write, B), [A]);
+        assert_eq!(on(&mut uses, Use::Read, C), [A, B]);
+        uses.note_wait(Use::Write);
+        assert_eq!(uses.before(Use::Read, None), [A], "it may have been launched again");
     }
 
     #[test]

@@ -100,6 +100,16 @@ fn patience(queries: u64) {
     control!(b"standin_patience" as fn(u64); queries);
 }
 
+/// What the stand-in's NVRTC is like.
+#[repr(u64)]
+#[derive(Clone, Copy, Debug)]
+pub enum Compiler {
+    Usual = 0,
+    /// It compiles for no device, only to PTX.
+    KnowsNoArchitecture = 1,
+    Broken = 2,
+}
+
 /// The driver of the machine where that is wanted, else the stand-in.
 pub struct Any {
     pub standin: Option<Standin>,
@@ -168,6 +178,11 @@ impl Standin {
     /// From the `k`th call from now on, every call of an entry point (`*`: of any) fails with a code.
     pub fn fail_from(&self, name: &str, k: u64, code: i32) {
         control!(b"standin_fail" as fn(*const c_char, u64, i32, c_int); text(name).as_ptr(), k, code, 1);
+    }
+
+    /// What NVRTC is like from now on, in this world; answers how often it has compiled until now.
+    pub fn compiler(&self, is: Compiler) -> u64 {
+        control!(b"standin_compiler" as fn(u64) -> u64; is as u64)
     }
 
     /// No failures to come, and the device is not lost.

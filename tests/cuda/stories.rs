@@ -126,6 +126,23 @@ fn a_device_that_others_fill_is_out_of_memory_too() {
 }
 
 #[test]
+fn growth_tries_whatever_the_driver_says_of_free_memory() {
+    let Some(driver) = standin() else { return };
+    for setup in setups() {
+        let mut world = World::new(&driver, &Setup { stock: 0, ..setup.clone() });
+        driver.fail_from("cuMemGetInfo_v2", 1, 999);
+        world.alloc(0, 8 * PAGE).unwrap_or_else(|error| panic!("{setup:?}: {error}"));
+        // What does not fit after all leaves nothing behind.
+        let held = driver.totals();
+        driver.capacity(held.used_bytes + 2 * PAGE);
+        assert!(world.alloc(1, 8 * PAGE).is_err(), "{setup:?}");
+        assert_eq!((driver.totals().handles, driver.totals().used_bytes), (held.handles, held.used_bytes), "{setup:?}");
+        driver.heal();
+        world.end(&format!("{setup:?}"));
+    }
+}
+
+#[test]
 fn addresses_are_had_in_smaller_pieces_where_many_are_refused() {
     let Some(driver) = standin() else { return };
     let setup = Setup::default();

@@ -432,7 +432,7 @@ pub const MUTANTS: &[Mutant] = &[
     ),
     cudarc(
         "a use does not follow the first writer",
-        &[edit(ORDERING, "self.writers.iter().chain(readers)", "self.writers.iter().skip(1).chain(readers)")],
+        &[edit(ORDERING, "writers.iter().chain(readers)", "writers.iter().skip(1).chain(readers)")],
     ),
     cudarc(
         "the first use elsewhere follows nobody",
@@ -468,7 +468,15 @@ pub const MUTANTS: &[Mutant] = &[
     ),
     cudarc(
         "a capture of a stream that is not known is waited for",
-        &[edit(ORDERING, "if let Err(error) = streams.check_foreign(stream) {", "if let Err(error) = Ok(()) {")],
+        &[edit(ORDERING, "captured.and_then(refuse_unknown)", "captured.map(drop)")],
+    ),
+    cudarc(
+        "a buffer forgets that a use was captured",
+        &[edit(ORDERING, "if !matches!(captured, Ok(false)) {", "if false {")],
+    ),
+    cudarc(
+        "copies of page-locked memory are captured unasked",
+        &[edit(PINNED, "Ok(false) => return true,", "Ok(_) => return true,")],
     ),
     cudarc(
         "halves of a split forget each other",

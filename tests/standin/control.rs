@@ -2,9 +2,11 @@
 
 use std::ffi::{CStr, c_char, c_int};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use crate::clock::HOST;
 use crate::code::Code;
+use crate::entry::compiler;
 use crate::history::Stamp;
 use crate::memory::Kind;
 use crate::queues::Step;
@@ -101,6 +103,7 @@ controls! {
     fn standin_reset(machine: *const Machine) {
         // SAFETY: the caller passes one.
         *world() = World::new(unsafe { machine.read() });
+        compiler::COMPILER.store(0, Relaxed);
     }
 
     /// Bytes that each device has.
@@ -116,6 +119,12 @@ controls! {
         let mut world = world();
         let at = world.count(&name) + k;
         world.faults.push(Fault { name, at, code, for_ever: for_ever != 0 });
+    }
+
+    /// What NVRTC is like from now on; answers how often it compiled until now.
+    fn standin_compiler(is: u64) -> u64 {
+        compiler::COMPILER.store(is, Relaxed);
+        compiler::COMPILATIONS.load(Relaxed)
     }
 
     /// No failures to come.

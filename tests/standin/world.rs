@@ -94,8 +94,8 @@ pub struct World {
     pub captures: BTreeMap<u64, Capture>,
     pub graphs: BTreeMap<usize, Arc<Graph>>,
     pub executables: BTreeMap<usize, Arc<Graph>>,
-    /// Modules, and how many functions were taken from each.
-    pub modules: BTreeMap<usize, usize>,
+    /// Modules: the device of each, and how many functions were taken from it.
+    pub modules: BTreeMap<usize, (Device, usize)>,
     pub functions: BTreeMap<usize, (usize, &'static Kernel)>,
     /// Release thresholds of memory pools; the default pool of a device is its number plus one.
     pub pools: BTreeMap<usize, u64>,

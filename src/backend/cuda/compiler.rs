@@ -11,12 +11,15 @@ use libloading::Library;
 
 use crate::backend::BackendError;
 
-/// Its file names, with the versions that there are.
+/// Its file names, with the versions that there are, the newest first.
 const NAMES: &[&str] = if cfg!(windows) {
     &["nvrtc64_130_0.dll", "nvrtc64_120_0.dll", "nvrtc64_112_0.dll"]
 } else {
     &["libnvrtc.so", "libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so.11.2"]
 };
+
+/// `NVRTC_ERROR_INVALID_OPTION`: among others, an architecture that it does not know.
+const INVALID_OPTION: i64 = 5;
 
 type Ask = unsafe extern "system" fn(usize, *mut usize) -> c_int;
 type Fetch = unsafe extern "system" fn(usize, *mut c_char) -> c_int;
@@ -37,26 +40,23 @@ struct Compiler {
     log: Fetch,
     code_size: Ask,
     code: Fetch,
+    ptx_size: Ask,
+    ptx: Fetch,
 }
 
-/// Compiles source for devices of a compute capability. Answers what the driver loads as a module.
+/// Compiles source for devices of a compute capability, by the first NVRTC that knows it. Where none does, the driver is to finish
+/// it: then it is PTX. Answers what the driver loads as a module.
 pub(super) fn compile(source: &CStr, capability: (i32, i32)) -> Result<Vec<u8>, BackendError> {
-    let compiler = Compiler::load()?;
     let option = CString::new(format!("--gpu-architecture=sm_{}{}", capability.0, capability.1)).unwrap_or_default();
-    let mut program = 0;
-    // SAFETY: `program` may be written; the source ends with 0; there are no headers.
-    let created = unsafe { (compiler.create)(&mut program, source.as_ptr(), null(), 0, null(), null()) };
-    check("nvrtcCreateProgram", created, String::new)?;
-    // SAFETY: the program was created, and one option is given, which ends with 0.
-    let compiled = unsafe { (compiler.compile)(program, 1, &option.as_ptr()) };
-    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).trim_end_matches('\0').to_owned();
-    let code = check("nvrtcCompileProgram", compiled, || {
-        fetch(compiler.log_size, compiler.log, program).map(text).unwrap_or_default()
-    })
-    .and_then(|()| fetch(compiler.code_size, compiler.code, program));
-    // SAFETY: the program was created and is destroyed once.
-    let _ = unsafe { (compiler.destroy)(&mut program) };
-    code
+    let mut newest = None;
+    for compiler in NAMES.iter().filter_map(|name| Compiler::load(name)) {
+        match compiler.compile(source, Some(&option)) {
+            Err(BackendError::Driver { code: INVALID_OPTION, .. }) => newest = newest.or(Some(compiler)),
+            compiled => return compiled,
+        }
+    }
+    let missing = BackendError::Unsupported { call: "compiling kernels without NVRTC", backend: "cuda" };
+    newest.ok_or(missing)?.compile(source, None)
 }
 
 /// What is asked for in two calls: how much it is, and what.
@@ -74,27 +74,47 @@ fn check(call: &'static str, code: c_int, reason: impl FnOnce() -> String) -> Re
 }
 
 impl Compiler {
-    fn load() -> Result<Compiler, BackendError> {
+    /// Code for an architecture, or PTX.
+    fn compile(&self, source: &CStr, architecture: Option<&CStr>) -> Result<Vec<u8>, BackendError> {
+        let mut program = 0;
+        // SAFETY: `program` may be written; the source ends with 0; there are no headers.
+        let created = unsafe { (self.create)(&mut program, source.as_ptr(), null(), 0, null(), null()) };
+        check("nvrtcCreateProgram", created, String::new)?;
+        let options = architecture.map(CStr::as_ptr);
+        let (count, options) = (options.iter().len() as c_int, options.as_slice().as_ptr());
+        // SAFETY: the program was created, and so many options are given, which end with 0.
+        let compiled = unsafe { (self.compile)(program, count, options) };
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).trim_end_matches('\0').to_owned();
+        let log = || fetch(self.log_size, self.log, program).map(text).unwrap_or_default();
+        let code = check("nvrtcCompileProgram", compiled, log).and_then(|()| match architecture {
+            Some(_) => fetch(self.code_size, self.code, program),
+            None => fetch(self.ptx_size, self.ptx, program),
+        });
+        // SAFETY: the program was created and is destroyed once.
+        let _ = unsafe { (self.destroy)(&mut program) };
+        code
+    }
+
+    /// The library of a name; `None` where there is none, or one that lacks something.
+    fn load(name: &str) -> Option<Compiler> {
         // SAFETY: running the initialisers of NVRTC is what loading it is for.
-        let library = NAMES.iter().find_map(|name| unsafe { Library::new(*name) }.ok());
-        let missing = BackendError::Unsupported { call: "compiling kernels without NVRTC", backend: "cuda" };
+        let library = unsafe { Library::new(name) }.ok()?;
         // It keeps threads and state of its own: it is never unloaded.
-        let library = ManuallyDrop::new(library.ok_or_else(|| missing.clone())?);
+        let library = ManuallyDrop::new(library);
         fn symbol<F: Copy>(library: &Library, name: &str) -> Option<F> {
             // SAFETY: the fields of `Compiler` say how NVRTC declares what they are filled with.
             unsafe { library.get::<F>(name.as_bytes()) }.ok().map(|symbol| *symbol)
         }
-        let resolve = || {
-            Some(Compiler {
-                create: symbol(&library, "nvrtcCreateProgram")?,
-                compile: symbol(&library, "nvrtcCompileProgram")?,
-                destroy: symbol(&library, "nvrtcDestroyProgram")?,
-                log_size: symbol(&library, "nvrtcGetProgramLogSize")?,
-                log: symbol(&library, "nvrtcGetProgramLog")?,
-                code_size: symbol(&library, "nvrtcGetCUBINSize")?,
-                code: symbol(&library, "nvrtcGetCUBIN")?,
-            })
-        };
-        resolve().ok_or(missing)
+        Some(Compiler {
+            create: symbol(&library, "nvrtcCreateProgram")?,
+            compile: symbol(&library, "nvrtcCompileProgram")?,
+            destroy: symbol(&library, "nvrtcDestroyProgram")?,
+            log_size: symbol(&library, "nvrtcGetProgramLogSize")?,
+            log: symbol(&library, "nvrtcGetProgramLog")?,
+            code_size: symbol(&library, "nvrtcGetCUBINSize")?,
+            code: symbol(&library, "nvrtcGetCUBIN")?,
+            ptx_size: symbol(&library, "nvrtcGetPTXSize")?,
+            ptx: symbol(&library, "nvrtcGetPTX")?,
+        })
     }
 }

@@ -149,8 +149,9 @@ impl Device {
         Ok(current)
     }
 
-    /// A new stream of `cudarc`'s making, so that its own bookkeeping knows of it. An error that somebody else left with the context
-    /// stays there for them.
+    /// A new stream of `cudarc`'s making, so that its own bookkeeping knows of it. The first one of a context waits for the context and
+    /// so ends captures: what was done before it was not tracked, and no other way of making it (a fork, a borrowed stream) keeps the
+    /// streams that the user makes afterwards behind that. An error that somebody else left with the context stays there for them.
     pub(super) fn open_stream(&self) -> Result<Arc<CudaStream>, BackendError> {
         let current = self.enter()?;
         let foreign = self.context.check_err();

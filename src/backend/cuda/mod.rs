@@ -98,8 +98,8 @@ pub(crate) trait Streams: Backend {
     fn add_stream(&self, stream: Arc<CudaStream>) -> Result<StreamId, BackendError>;
     /// The stream of a number.
     fn stream(&self, id: StreamId) -> Result<Arc<CudaStream>, BackendError>;
-    /// Refuses a stream without a number that is being captured.
-    fn check_foreign(&self, stream: &CudaStream) -> Result<(), BackendError>;
+    /// Whether what a stream, with a number or without, is given now is captured instead of run.
+    fn captures(&self, stream: &CudaStream) -> Result<bool, BackendError>;
     /// Makes a stream without a number wait for an event.
     fn foreign_wait(&self, stream: &CudaStream, event: EventId) -> Result<(), BackendError>;
 }
@@ -144,12 +144,6 @@ impl CudaDevice {
     /// Bytes of the device's memory.
     pub(crate) fn total(&self) -> u64 {
         self.total
-    }
-
-    /// Whether an event can be made now.
-    pub(crate) fn can_make_events(&self) -> Result<(), BackendError> {
-        let current = self.device.enter()?;
-        current.destroy_event(current.create_event()?)
     }
 
     /// Repeats a pattern of 1, 2, 4, 8 or 16 bytes from an address on, in memory that the caller has, in the order of a stream.
@@ -212,7 +206,7 @@ fn pages(device: &Arc<Device>, config: &CudaConfig, total: u64) -> Result<(Pages
     if !page.is_power_of_two() || !page.is_multiple_of(granularity.max(1)) {
         return unsupported("a page that is not a power of two and a multiple of the device's granularity");
     }
-    Ok((Pages::new(device.clone(), page, kind, access, (addresses(total, page), config.stock)), page))
+    Ok((Pages::new(device.clone(), page, kind, access, (total, addresses(total, page), config.stock)), page))
 }
 
 fn segments(device: &Arc<Device>, config: &CudaConfig, total: u64) -> Result<Segments, BackendError> {
@@ -242,8 +236,8 @@ impl Streams for CudaDevice {
         self.order.stream("stream", id)
     }
 
-    fn check_foreign(&self, stream: &CudaStream) -> Result<(), BackendError> {
-        self.order.check_foreign(stream)
+    fn captures(&self, stream: &CudaStream) -> Result<bool, BackendError> {
+        self.order.captures(stream)
     }
 
     fn foreign_wait(&self, stream: &CudaStream, event: EventId) -> Result<(), BackendError> {

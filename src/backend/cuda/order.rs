@@ -91,8 +91,12 @@ impl Order {
     }
 
     pub(super) fn is_capturing(&self, id: StreamId) -> Result<bool, BackendError> {
-        let stream = self.stream("is_capturing", id)?;
-        self.device.enter()?.is_capturing(&stream)
+        self.captures(&*self.stream("is_capturing", id)?)
+    }
+
+    /// As [`Order::is_capturing`], for a stream with a number or without.
+    pub(super) fn captures(&self, stream: &CudaStream) -> Result<bool, BackendError> {
+        self.device.enter()?.is_capturing(stream)
     }
 
     /// Whether nothing runs on any stream, as far as can be said without disturbing a capture.
@@ -148,14 +152,6 @@ impl Order {
     pub(super) fn foreign_wait(&self, stream: &CudaStream, event: EventId) -> Result<(), BackendError> {
         let event = self.event("stream_wait", event)?;
         self.device.enter()?.wait(stream, &event)
-    }
-
-    /// Refuses a stream without a number that is being captured: nothing may wait for it, and it may wait for nothing.
-    pub(super) fn check_foreign(&self, stream: &CudaStream) -> Result<(), BackendError> {
-        match self.device.enter()?.is_capturing(stream)? {
-            true => Err(BackendError::Unsupported { call: "capture of a stream without a number", backend: "cuda" }),
-            false => Ok(()),
-        }
     }
 
     pub(super) fn host_wait(&self, id: EventId, timeout: Option<Duration>) -> Result<bool, BackendError> {

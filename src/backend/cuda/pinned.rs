@@ -12,7 +12,7 @@ use cudarc::driver::{CudaContext, CudaStream};
 use super::driver::{Device, HostFlags, HostMemory};
 use super::open;
 use super::order::Order;
-use crate::backend::host::table::{Table, contract, range_within};
+use crate::backend::host::table::{Table, contract, pieces, range_within};
 use crate::backend::{Backend, BackendError, Budget, Capabilities, Region, Span};
 use crate::ids::{EventId, RegionId, StreamId};
 use crate::units::{TIB, align_up};
@@ -76,8 +76,8 @@ impl super::Streams for PinnedHost {
         self.order.stream("stream", id)
     }
 
-    fn check_foreign(&self, stream: &CudaStream) -> Result<(), BackendError> {
-        self.order.check_foreign(stream)
+    fn captures(&self, stream: &CudaStream) -> Result<bool, BackendError> {
+        self.order.captures(stream)
     }
 
     fn foreign_wait(&self, stream: &CudaStream, event: EventId) -> Result<(), BackendError> {
@@ -179,11 +179,14 @@ impl Backend for PinnedHost {
 
     /// By the CPU, at once: whoever is given such memory is given it after completion.
     fn zero(&self, _stream: StreamId, span: Span) -> Result<(), BackendError> {
-        self.segments.with("zero", span.region, |segment| {
-            let bytes = range_within("zero", span, segment.size)?;
-            let memory = segment.memory.as_mut().ok_or_else(|| contract("zero", "the segment was released"))?;
-            memory.zero(segment.skip + bytes.start, span.size);
-            Ok(())
+        self.segments.with("zero", span.region, |segment| range_within("zero", span, segment.size).map(drop))?;
+        pieces(span).try_for_each(|piece| {
+            self.segments.with("zero", span.region, |segment| {
+                let bytes = range_within("zero", piece, segment.size)?;
+                let memory = segment.memory.as_mut().ok_or_else(|| contract("zero", "the segment was released"))?;
+                memory.zero(segment.skip + bytes.start, piece.size);
+                Ok(())
+            })
         })
     }
 

@@ -95,8 +95,8 @@ pub struct DeviceInfo {
 pub struct Probe {
     /// What the driver is for: 1000 times the major version of CUDA, and 10 times the minor.
     pub version: i32,
-    /// At least one.
-    pub devices: Vec<DeviceInfo>,
+    /// At least one, by number: what the driver says of it, or why it says nothing.
+    pub devices: Vec<Result<DeviceInfo, CudaUnavailable>>,
     driver: Arc<Driver>,
 }
 
@@ -127,7 +127,7 @@ impl Probe {
 /// that will be called is looked up before any but the version is called.
 ///
 /// # Errors
-/// Why CUDA cannot be used here.
+/// Why CUDA cannot be used here. A device that does not describe itself is an error in its own place.
 pub fn probe() -> Result<Probe, CudaUnavailable> {
     let (driver, version) = Driver::load(library_names())?;
     let unavailable = |device| move |error| CudaUnavailable::Device { device, error };
@@ -136,7 +136,7 @@ pub fn probe() -> Result<Probe, CudaUnavailable> {
         return Err(CudaUnavailable::NoDevice);
     }
     let describe = |ordinal| describe(&driver, ordinal).map_err(unavailable(ordinal));
-    let devices = (0..count as usize).map(describe).collect::<Result<_, _>>()?;
+    let devices = (0..count as usize).map(describe).collect();
     Ok(Probe { version, devices, driver: Arc::new(driver) })
 }
 

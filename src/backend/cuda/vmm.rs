@@ -28,6 +28,8 @@ pub(super) struct Pages {
     /// Who may touch the memory: the device itself, and its peers.
     access: Vec<Access>,
     region_max: u64,
+    /// Bytes of the device's memory.
+    total: u64,
     regions: Table<Reserved>,
     stock: Arc<Stock>,
 }
@@ -56,11 +58,11 @@ impl Pages {
         page: u64,
         kind: PageKind,
         access: Vec<Access>,
-        (region_max, stock): (u64, u64),
+        (total, region_max, stock): (u64, u64, u64),
     ) -> Pages {
         let most = usize::try_from(stock / page).unwrap_or(usize::MAX);
         let stock = Arc::new(Stock { device: device.clone(), most, pages: Mutex::default() });
-        Pages { device, page, kind, access, region_max, regions: Table::new(), stock }
+        Pages { device, page, kind, access, region_max, total, regions: Table::new(), stock }
     }
 
     pub(super) fn reserve(&self, size: u64) -> Result<Region, BackendError> {
@@ -162,7 +164,8 @@ impl Pages {
         }
     }
 
-    /// New pages. What the device has no room for is refused before any are made that would have to be given back.
+    /// New pages, for the caller to give back on failure. What the device says is free is a hint, so all but what it could never hold is
+    /// tried: what does not fit costs the making of as many pages as do, once, and their release.
     fn create(
         &self,
         current: &Current<'_>,
@@ -170,11 +173,16 @@ impl Pages {
         pages: &mut Vec<Arc<PhysicalPage>>,
     ) -> Result<(), BackendError> {
         let requested = count as u64 * self.page;
-        if count > 1 && current.budget()?.free < requested {
-            return Err(BackendError::OutOfMemory { call: "cuMemCreate", requested });
+        let refused = BackendError::OutOfMemory { call: "cuMemCreate", requested };
+        if requested > self.total {
+            return Err(refused);
         }
         for _ in 0..count {
-            pages.push(Arc::new(current.create_page(self.page, &self.kind)?));
+            let page = current.create_page(self.page, &self.kind).map_err(|error| match error {
+                BackendError::OutOfMemory { .. } => refused.clone(),
+                error => error,
+            })?;
+            pages.push(Arc::new(page));
         }
         Ok(())
     }

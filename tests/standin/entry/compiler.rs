@@ -4,9 +4,18 @@
 use std::collections::BTreeMap;
 use std::ffi::{CStr, c_char, c_int};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// `NVRTC_ERROR_INVALID_PROGRAM` and `NVRTC_ERROR_COMPILATION`.
+/// What the compiler is like: 0, as it should be, or one of these.
+pub static COMPILER: AtomicU64 = AtomicU64::new(0);
+const KNOWS_NO_ARCHITECTURE: u64 = 1;
+const BROKEN: u64 = 2;
+/// Compilations so far.
+pub static COMPILATIONS: AtomicU64 = AtomicU64::new(0);
+
+/// `NVRTC_ERROR_INVALID_PROGRAM`, `NVRTC_ERROR_INVALID_OPTION` and `NVRTC_ERROR_COMPILATION`.
 const INVALID_PROGRAM: c_int = 4;
+const INVALID_OPTION: c_int = 5;
 const COMPILATION: c_int = 6;
 
 /// The programs that are there, by handle: their source with the zero at its end.
@@ -54,7 +63,14 @@ exports! {
         done(unsafe { out.write(program) })
     }
 
-    fn nvrtcCompileProgram(program: usize, _options: c_int, _texts: *const *const c_char) {
+    fn nvrtcCompileProgram(program: usize, options: c_int, _texts: *const *const c_char) {
+        COMPILATIONS.fetch_add(1, Relaxed);
+        // The only option that anybody gives is the architecture.
+        match COMPILER.load(Relaxed) {
+            KNOWS_NO_ARCHITECTURE if options > 0 => return INVALID_OPTION,
+            BROKEN => return COMPILATION,
+            _ => {}
+        }
         with(program, |source| {
             if source.windows(10).any(|part| part == b"__global__") { 0 } else { COMPILATION }
         })

@@ -79,6 +79,11 @@ entries! {
         world.checked_device(device)?;
         let held = world.retained.get_mut(&device).filter(|held| **held > 0).ok_or(code::INVALID_CONTEXT)?;
         *held -= 1;
+        // What is loaded goes with the context.
+        if *held == 0 {
+            world.modules.retain(|_, (owner, _)| *owner != device);
+            world.forget_functions();
+        }
         Ok(())
     }
 

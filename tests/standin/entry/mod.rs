@@ -1,6 +1,6 @@
 //! The driver's entry points. Each is a name, what it needs ([`crate::world::Gate`]), and a few lines over the world.
 
-mod compiler;
+pub mod compiler;
 mod device;
 mod graph;
 mod memory;

@@ -22,6 +22,12 @@ impl World {
         Ok(handle)
     }
 
+    /// Of modules that are gone.
+    pub fn forget_functions(&mut self) {
+        let modules = &self.modules;
+        self.functions.retain(|_, (owner, _)| modules.contains_key(owner));
+    }
+
     fn event(&self, event: usize) -> Outcome<Event> {
         self.events.get(&event).cloned().ok_or(code::INVALID_HANDLE)
     }
@@ -142,13 +148,14 @@ entries! {
             return Err(code::INVALID_VALUE);
         }
         let module = world.handle();
-        world.modules.insert(module, 0);
+        let device = world.device()?;
+        world.modules.insert(module, (device, 0));
         put(out, module)
     }
 
     Unsafe fn cuModuleUnload(world, module: usize) {
         world.modules.remove(&module).ok_or(code::INVALID_HANDLE)?;
-        world.functions.retain(|_, (owner, _)| *owner != module);
+        world.forget_functions();
         Ok(())
     }
 
@@ -157,7 +164,7 @@ entries! {
         let name = unsafe { CStr::from_ptr(name) };
         let kernel = KERNELS.iter().find(|kernel| kernel.name.as_bytes() == name.to_bytes()).ok_or(code::NOT_FOUND)?;
         let function = world.handle();
-        *world.modules.get_mut(&module).ok_or(code::INVALID_HANDLE)? += 1;
+        world.modules.get_mut(&module).ok_or(code::INVALID_HANDLE)?.1 += 1;
         world.functions.insert(function, (module, kernel));
         put(out, function)
     }
