@@ -1,7 +1,9 @@
 //! Memory kept in files: it holds what is written, more than is there is refused in words, folders that do not serve are told
-//! from those that do, and the process's limit of file sizes ends no process.
+//! from those that do, the process's limit of file sizes ends no process, and a forked one harms nobody.
 #![cfg(target_os = "linux")]
+#![allow(unsafe_code)]
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -103,6 +105,46 @@ fn folders_that_do_not_serve_are_typed_errors() {
     }
     let error = Allocator::host_file(&std::env::temp_dir(), Config { page: Some(1000), ..Config::default() });
     assert!(matches!(error, Err(AllocError::Config(_))));
+}
+
+#[test]
+fn a_forked_process_that_drops_its_handles_harms_nobody() {
+    const SIZE: u64 = 4 * MIB;
+    let files = Allocator::host_file(&std::env::temp_dir(), Config::default().limit(64 * MIB)).unwrap();
+    let (mut kept, idle) = (files.alloc(SIZE).unwrap(), files.alloc(SIZE).unwrap());
+    kept.as_mut_bytes().fill(0xA5);
+    // SAFETY: the child touches what it alone has, and ends without running anything of the parent's.
+    let child = unsafe { libc::fork() };
+    assert!(child >= 0);
+    if child == 0 {
+        let fine = catch_unwind(AssertUnwindSafe(|| {
+            let hole = std::ptr::with_exposed_provenance_mut::<libc::c_void>(kept.address() as usize);
+            let (access, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANON);
+            // SAFETY: new memory at addresses that the child has nothing at, or none.
+            let mine = unsafe { libc::mmap(hole, SIZE as usize, access, flags | libc::MAP_FIXED_NOREPLACE, -1, 0) };
+            assert_eq!(mine, hole);
+            // SAFETY: mapped just now.
+            unsafe { mine.cast::<u8>().write_bytes(7, SIZE as usize) };
+            drop(kept);
+            assert!(matches!(files.purge(), Err(AllocError::Backend(BackendError::Driver { .. }))));
+            assert!(files.alloc(16 * MIB).is_err() && files.alloc_zeroed(SIZE).is_err());
+            drop((idle, files));
+            // SAFETY: mapped above.
+            assert!(
+                unsafe { std::slice::from_raw_parts(mine.cast::<u8>(), SIZE as usize) }.iter().all(|byte| *byte == 7)
+            );
+        }));
+        // SAFETY: ends the child.
+        unsafe { libc::_exit(i32::from(fine.is_err())) }
+    }
+    let mut status = 0;
+    // SAFETY: the pointer is to a number of our own.
+    assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+    assert_eq!(status, 0);
+    assert!(kept.as_bytes().iter().all(|byte| *byte == 0xA5));
+    drop(idle);
+    assert_eq!(files.purge().unwrap(), SIZE);
+    files.check().unwrap();
 }
 
 const CHILD: &str = "LARDER_TEST_CHILD";

@@ -119,8 +119,8 @@ impl Mmap {
 
     /// As [`Mmap::new`], with the bytes kept in files of a folder: more than the machine's memory, at the speed of its disk (in a
     /// folder that is itself memory, no more than that). The files have no name and go with the backend, however the process
-    /// ends. They are not shared with processes forked from this one, which must not touch the blocks. The choice of huge pages
-    /// has no meaning. Linux.
+    /// ends. They are not shared with processes forked from this one, which must not touch the blocks; all that asks for memory
+    /// there is a typed error, and to drop handles changes nothing. The choice of huge pages has no meaning. Linux.
     ///
     /// # Errors
     /// As [`Mmap::new`]; a folder that is not there or may not be written to, and a file system that cannot take space
@@ -344,8 +344,7 @@ impl Backend for Mmap {
         pieces(span).try_for_each(|piece| {
             self.mappings.with(call, span.region, |mapping| {
                 let range = backed(mapping, piece)?;
-                mapping.zero(range);
-                Ok(())
+                mapping.zero(range).map_err(|error| refused(call, piece.size, error))
             })
         })
     }
