@@ -50,14 +50,35 @@ struct Lent {
 }
 
 impl Lent {
-    /// Back to the shelf, unless that would then hold more than `max`.
+    /// Back to the shelf, which lets others go so as to hold at most `max`: what comes back now is what is wanted now.
     fn put_back(self, max: u64) {
         let size = self.buffer.size();
+        let Some(room) = max.checked_sub(size) else { return };
         let mut shelf = self.shelf.lock();
-        if shelf.kept + size <= max {
-            shelf.kept += size;
-            shelf.buffers.entry(size).or_default().push(self.buffer.clone());
+        let gone = shelf.shrink(room);
+        shelf.kept += size;
+        shelf.buffers.entry(size).or_default().push(self.buffer.clone());
+        drop(shelf);
+        drop(gone);
+    }
+}
+
+impl Shelf {
+    /// Takes buffers off until at most `most` bytes are left: the largest first, so that the fewest have to be made again.
+    fn shrink(&mut self, most: u64) -> Vec<wgpu::Buffer> {
+        let mut gone = Vec::new();
+        while self.kept > most
+            && let Some(mut largest) = self.buffers.last_entry()
+        {
+            if let Some(buffer) = largest.get_mut().pop() {
+                self.kept -= buffer.size();
+                gone.push(buffer);
+            }
+            if largest.get().is_empty() {
+                largest.remove();
+            }
         }
+        gone
     }
 }
 
@@ -197,4 +218,40 @@ const REFUSED: u8 = 2;
 pub(super) fn unmappable(driver: &Driver, error: &wgpu::MapRangeError) -> BackendError {
     let lost = driver.present().err();
     lost.unwrap_or_else(|| BackendError::Driver { call: "map", reason: error.to_string(), code: 0 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shelf_full_of_other_sizes_keeps_what_comes_back() {
+        let (device, queue) = wgpu::Device::noop(&Default::default());
+        let driver = Driver::new(&device, &queue).unwrap();
+        let belt = Belt::new(MapMode::Write, MIB);
+        let lend = |sizes: &[u64]| sizes.iter().map(|size| belt.take(&driver, *size).unwrap()).collect::<Vec<_>>();
+        let put_back = |lent: Vec<Lent>| lent.into_iter().for_each(|lent| lent.put_back(MIB));
+        put_back(lend(&[512 * KIB, 256 * KIB, 256 * KIB]));
+        assert_eq!((belt.bytes(), belt.lent()), (MIB, 0));
+        let small = lend(&[4 * KIB]);
+        let first = small[0].buffer.clone();
+        put_back(small);
+        let again = lend(&[4 * KIB]);
+        assert!(again[0].buffer == first, "the same buffer");
+        put_back(again);
+        assert_eq!((belt.bytes(), belt.lent()), (516 * KIB, 0), "the largest went");
+        put_back(lend(&[2 * MIB]));
+        assert_eq!(belt.bytes(), 516 * KIB, "what is larger than the shelf leaves it as it is");
+        let mut seed = 1_u64;
+        for _ in 0..300 {
+            seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            let size = LEAST << ((seed >> 33) % 10);
+            put_back(lend(&[size]));
+            let kept: u64 = belt.shelf.lock().buffers.iter().map(|(size, buffers)| size * buffers.len() as u64).sum();
+            assert!(kept <= MIB && kept == belt.bytes());
+            assert!(size > MIB || belt.shelf.lock().buffers.contains_key(&size));
+        }
+        belt.clear();
+        assert_eq!(belt.bytes(), 0);
+    }
 }
