@@ -229,6 +229,16 @@ impl Wgpu {
         event.0 < self.shared.reached.load(SeqCst)
     }
 
+    /// Lets wgpu see what is complete, and counts what was recorded before as done when all of it is: somebody's callback that
+    /// panics takes ours with it.
+    fn look(&self, wait: Option<Duration>) -> Result<(), BackendError> {
+        let recorded = *self.shared.recorded.lock();
+        if self.shared.driver.poll(wait)? {
+            self.shared.reached.fetch_max(recorded, SeqCst);
+        }
+        self.shared.driver.present()
+    }
+
     fn known(&self, call: &'static str, event: EventId) -> Result<(), BackendError> {
         if event.0 < *self.shared.recorded.lock() {
             return Ok(());
@@ -334,8 +344,7 @@ impl Backend for Wgpu {
     fn done(&self, event: EventId) -> Result<bool, BackendError> {
         self.known("done", event)?;
         if !self.is_reached(event) {
-            self.shared.driver.poll(None)?;
-            self.shared.driver.present()?;
+            self.look(None)?;
         }
         Ok(self.is_reached(event))
     }
@@ -350,8 +359,7 @@ impl Backend for Wgpu {
         let until = timeout.map(deadline);
         while !self.is_reached(event) {
             let left = until.map_or(WAIT, |until| until.saturating_duration_since(Instant::now()));
-            self.shared.driver.poll(Some(left.min(WAIT)))?;
-            self.shared.driver.present()?;
+            self.look(Some(left.min(WAIT)))?;
             if left.is_zero() {
                 break;
             }

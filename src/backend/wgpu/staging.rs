@@ -159,8 +159,10 @@ impl Belt {
             view.slice(..bytes.len()).copy_from_slice(bytes);
             view.slice(bytes.len()..).fill(0);
         }
-        lent.buffer.unmap();
-        encoder.copy_buffer_to_buffer(&lent.buffer, 0, target, offset, padded as u64);
+        driver.scoped("upload", padded as u64, || {
+            lent.buffer.unmap();
+            encoder.copy_buffer_to_buffer(&lent.buffer, 0, target, offset, padded as u64);
+        })?;
         let (buffer, max) = (lent.buffer.clone(), self.max);
         encoder.map_buffer_on_submit(&buffer, self.mode, .., move |mapped| {
             if mapped.is_ok() {
@@ -184,10 +186,13 @@ impl Belt {
         let whole = (skip + bytes.len()).next_multiple_of(4) as u64;
         let lent = self.take(driver, whole)?;
         let answer = Arc::new(AtomicU8::new(PENDING));
-        driver.scoped("read", whole, || {
+        let commands = driver.scoped("read", whole, || {
             let mut encoder = driver.device.create_command_encoder(&Default::default());
             encoder.copy_buffer_to_buffer(source, start, &lent.buffer, 0, whole);
-            driver.queue.submit([encoder.finish()]);
+            encoder.finish()
+        })?;
+        driver.submit(commands)?;
+        driver.scoped("read", whole, || {
             let answer = answer.clone();
             lent.buffer.map_async(self.mode, .., move |mapped| {
                 answer.store(if mapped.is_ok() { MAPPED } else { REFUSED }, SeqCst);

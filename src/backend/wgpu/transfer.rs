@@ -118,20 +118,17 @@ impl Wgpu {
     /// Records with `work` and submits it at once.
     ///
     /// # Errors
-    /// What `work` says, what wgpu says about its commands, or a lost device; then nothing has been done, or nobody can tell.
+    /// What `work` says, what wgpu says about its commands, or a lost device; then nothing has been done, or nobody can tell. What the
+    /// program's callbacks do wrong is none of these.
     pub fn submit(
         &self,
         call: &'static str,
         work: impl FnOnce(&mut CommandEncoder) -> Result<(), BackendError>,
     ) -> Result<(), BackendError> {
         let driver = &self.shared.driver;
-        driver.scoped(call, 0, || {
-            let mut encoder = driver.device.create_command_encoder(&Default::default());
-            work(&mut encoder)?;
-            driver.queue.submit([encoder.finish()]);
-            Ok::<_, BackendError>(())
-        })??;
-        driver.present()
+        let mut encoder = driver.scoped(call, 0, || driver.device.create_command_encoder(&Default::default()))?;
+        work(&mut encoder)?;
+        driver.submit(driver.scoped(call, 0, || encoder.finish())?)
     }
 
     fn kernels(&self) -> Result<&Kernels, BackendError> {
