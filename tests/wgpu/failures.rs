@@ -218,6 +218,21 @@ fn an_unusable_config_is_refused() {
 }
 
 #[test]
+fn the_least_segment_is_as_the_config_says_and_else_as_suits_wgpu() {
+    let wgpu = larder::wgpu::WgpuConfig::default();
+    let least = |segment_min| {
+        let config = Config { segment_min, ..Config::default() };
+        let stage = Stage::with(noop(Limits::default()), wgpu, config);
+        stage.gpu.alloc(1).unwrap();
+        stage.gpu.stats().reserved.current
+    };
+    for said in [64 * KIB, MIB, 3 * MIB, 65 * MIB] {
+        assert_eq!(least(said), said);
+    }
+    assert_eq!(least(Config::default().segment_min), wgpu.segment_min);
+}
+
+#[test]
 fn an_adapter_that_is_not_there_is_an_error_that_names_those_that_are() {
     let choice = Choice::Named("no such adapter".into());
     let error = open(&choice, Features::empty(), Config::default()).unwrap_err();

@@ -54,7 +54,7 @@ const WAIT: Duration = Duration::from_millis(100);
 pub struct WgpuConfig {
     /// What the segments may be used for. What a device does not support refuses every segment.
     pub usages: BufferUsages,
-    /// The least segment, where the allocator's config does not say more. To create a buffer is dear on most drivers, and wgpu's own
+    /// The least segment, where the allocator's config has the default for all kinds of memory (2 MiB) and this is more. To create a buffer is dear on most drivers, and wgpu's own
     /// allocator takes as much at a time; on four real traces of models this needs half the buffers of the usual 2 MiB, or
     /// less, and no more memory. Set it to 0 where memory is scarce.
     pub segment_min: u64,

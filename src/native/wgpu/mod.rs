@@ -92,6 +92,7 @@ pub fn allocator_with(
 }
 
 /// An allocator over a backend that the caller keeps a handle of, to look at from outside. A backend serves one allocator.
+/// [`Config::segment_min`] counts where it is not its default; else [`WgpuConfig::segment_min`] if that is more.
 ///
 /// # Errors
 /// As [`allocator`].
@@ -102,7 +103,9 @@ pub fn over(backend: &Backing, mut config: Config) -> Result<Allocator<Wgpu>, Al
         let (low_value, high_value) = (least as f64, quantum as f64);
         return Err(ConfigError::Contradiction { low, low_value, high, high_value }.into());
     }
-    config.segment_min = config.segment_min.max(backend.config().segment_min);
+    if config.segment_min == Config::default().segment_min {
+        config.segment_min = config.segment_min.max(backend.config().segment_min);
+    }
     Allocator::over(Box::new(backend.clone()), config, None)
 }
 
