@@ -11,7 +11,7 @@
 //! | `transfer` | bytes to, from and within segments, by both |
 //!
 //! Knows no blocks. Every call looks for completed work with [`Device::poll`] when it needs to, and so may run callbacks that
-//! the program has given to wgpu; these must not allocate, but may drop blocks.
+//! the program has given to wgpu, under locks of the allocator; these may only drop blocks.
 //!
 //! Invariants: `segments` holds what was granted and not released; `recorded` events were given, of which `reached` and all before it are
 //! done.

@@ -29,8 +29,10 @@
 //! whole buffer at first use.
 //!
 //! # What the program must not do
-//! Callbacks given to wgpu (`map_async`, `on_submitted_work_done`) may run inside an allocation, which looks for completed work: they
-//! must not allocate. They may drop blocks.
+//! Callbacks given to wgpu (`map_async`, `on_submitted_work_done`) may run inside a call of this crate, which looks for completed work,
+//! on the thread that made it and under its locks. They may drop blocks, and must call nothing else of this crate: to allocate,
+//! trim, purge, tick, add a pool, upload or read there may wait for ever for the call that they are in. Neither may the last handle
+//! of an allocator be dropped there. A panic of theirs comes out of that call.
 //!
 //! The `wgpu` crate that this one was built with is [`api`].
 
