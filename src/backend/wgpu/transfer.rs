@@ -71,13 +71,17 @@ impl Wgpu {
         }
         let buffer = self.range("read", Span { region, offset, size: bytes.len() as u64 })?;
         let until = deadline(patience);
-        for (at, piece) in bytes.chunks_mut(self.shared.piece).enumerate() {
-            let offset = offset + (at * self.shared.piece) as u64;
+        // The first ends where a word does, so that each with its words is at most a piece.
+        let first = (self.shared.piece - (offset % WORD) as usize).min(bytes.len());
+        let (first, rest) = bytes.split_at_mut(first);
+        let mut offset = offset;
+        for piece in std::iter::once(first).chain(rest.chunks_mut(self.shared.piece)) {
             let read =
                 self.with_memory(|| self.shared.reads.read(&self.shared.driver, (&buffer, offset), piece, until))?;
             if !read {
                 return Ok(false);
             }
+            offset += piece.len() as u64;
         }
         Ok(true)
     }
