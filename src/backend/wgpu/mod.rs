@@ -175,7 +175,8 @@ impl Wgpu {
         self.shared.refusals.store(count, Relaxed);
     }
 
-    /// The buffer of a segment; `None` for a region that is not live. A clone that outlives the segment is a destroyed buffer.
+    /// The buffer of a segment; `None` for a region that is not live. A clone that outlives the segment keeps its memory from the device,
+    /// as does a bind group.
     pub fn buffer(&self, region: RegionId) -> Option<wgpu::Buffer> {
         self.shared.segments.read().live.get(&region).cloned()
     }
@@ -318,9 +319,9 @@ impl Backend for Wgpu {
     fn release(&self, region: RegionId) -> Result<(), BackendError> {
         self.shared.driver.present()?;
         let buffer = self.shared.segments.write().live.remove(&region);
-        // Whoever still holds a clone, a bind group of a dropped block say, must not hold the memory.
-        buffer.ok_or_else(|| contract("release", format!("{region} is not a live region")))?.destroy();
-        Ok(())
+        // Not destroyed but dropped: to destroy waits, and lets all other calls of wgpu wait, until no thread waits in
+        // `Device::poll`, for however long.
+        buffer.map(drop).ok_or_else(|| contract("release", format!("{region} is not a live region")))
     }
 
     fn open_stream(&self) -> Result<StreamId, BackendError> {

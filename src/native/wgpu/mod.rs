@@ -28,6 +28,11 @@
 //! `read_write`, or place blocks with [`Request::apart_from`] and look with [`same_segment`]. Dynamic offsets make wgpu clear a
 //! whole buffer at first use.
 //!
+//! # What keeps memory
+//! A bind group over a block keeps the block's buffer, as wgpu has it. Drop it with the block: what the allocator returns, by
+//! [`Allocator::purge`] say or to make room for a larger segment, goes back to the device only when no bind group and no clone of the
+//! buffer is left.
+//!
 //! # What the program must not do
 //! Callbacks given to wgpu (`map_async`, `on_submitted_work_done`) may run inside a call of this crate, which looks for completed work,
 //! on the thread that made it and under its locks. They may drop blocks, and must call nothing else of this crate: to allocate,
@@ -200,7 +205,8 @@ impl Block<Wgpu> {
         Ok(BindingResource::Buffer(BufferBinding { buffer: &place.buffer, offset: place.offset, size }))
     }
 
-    /// The buffer that the block is a part of; other blocks are parts of it too. `None` for a block of no bytes.
+    /// The buffer that the block is a part of; other blocks are parts of it too. `None` for a block of no bytes. A clone of it keeps its
+    /// memory from the device even when the allocator has given it back; see [the module](self).
     pub fn buffer(&self) -> Option<&Buffer> {
         self.place().map(|place| &place.buffer)
     }
