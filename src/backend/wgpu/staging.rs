@@ -4,7 +4,7 @@
 //! mapped again (uploads) or read and unmapped (reads). Sizes are powers of two.
 //!
 //! Knows nothing of segments and spans. Invariants: `kept` is the sum of the sizes on the shelf and at most `max`; `lent` is the sum
-//! of the sizes of all [`Lent`]; buffers on the shelf of uploads are mapped, those for reads are not.
+//! of the sizes of all [`Lent`], `coming` of those that come back by themselves; buffers on the shelf of uploads are mapped, those for reads are not.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -41,12 +41,15 @@ struct Shelf {
     buffers: BTreeMap<u64, Vec<wgpu::Buffer>>,
     kept: u64,
     lent: u64,
+    coming: u64,
 }
 
 /// A buffer on its way. Goes back to the shelf only by [`Lent::put_back`].
 struct Lent {
     buffer: wgpu::Buffer,
     shelf: Arc<Mutex<Shelf>>,
+    /// Whether it comes back by itself, because its work is submitted at once.
+    is_coming: bool,
 }
 
 impl Lent {
@@ -84,7 +87,11 @@ impl Shelf {
 
 impl Drop for Lent {
     fn drop(&mut self) {
-        self.shelf.lock().lent -= self.buffer.size();
+        let (size, mut shelf) = (self.buffer.size(), self.shelf.lock());
+        shelf.lent -= size;
+        if self.is_coming {
+            shelf.coming -= size;
+        }
     }
 }
 
@@ -100,9 +107,9 @@ impl Belt {
         shelf.kept + shelf.lent
     }
 
-    /// Bytes of buffers in use.
-    pub fn lent(&self) -> u64 {
-        self.shelf.lock().lent
+    /// Bytes of buffers in use that come back by themselves.
+    pub fn coming(&self) -> u64 {
+        self.shelf.lock().coming
     }
 
     /// Lets the buffers go that are not in use.
@@ -115,7 +122,7 @@ impl Belt {
         drop(buffers);
     }
 
-    fn take(&self, driver: &Driver, bytes: u64) -> Result<Lent, BackendError> {
+    fn take(&self, driver: &Driver, bytes: u64, is_coming: bool) -> Result<Lent, BackendError> {
         let size = bytes.next_power_of_two().max(LEAST);
         let kept = {
             let mut shelf = self.shelf.lock();
@@ -129,8 +136,13 @@ impl Belt {
             Some(buffer) => buffer,
             None => driver.create("staging", &self.description(size))?,
         };
-        self.shelf.lock().lent += size;
-        Ok(Lent { buffer, shelf: self.shelf.clone() })
+        let mut shelf = self.shelf.lock();
+        shelf.lent += size;
+        if is_coming {
+            shelf.coming += size;
+        }
+        drop(shelf);
+        Ok(Lent { buffer, shelf: self.shelf.clone(), is_coming })
     }
 
     fn description(&self, size: u64) -> BufferDescriptor<'static> {
@@ -143,16 +155,16 @@ impl Belt {
     }
 
     /// Records that `bytes`, at most a [`piece`], go to `offset` of `target`, a multiple of 4. A length that is none is filled up
-    /// with zeros to the next one.
+    /// with zeros to the next one. `at_once`: the encoder is submitted as soon as this is recorded.
     pub fn upload(
         &self,
         driver: &Driver,
-        encoder: &mut CommandEncoder,
+        (encoder, at_once): (&mut CommandEncoder, bool),
         (target, offset): (&wgpu::Buffer, u64),
         bytes: &[u8],
     ) -> Result<(), BackendError> {
         let padded = bytes.len().next_multiple_of(4);
-        let lent = self.take(driver, padded as u64)?;
+        let lent = self.take(driver, padded as u64, at_once)?;
         {
             let view = lent.buffer.get_mapped_range_mut(..padded as u64);
             let mut view = view.map_err(|error| unmappable(driver, &error))?;
@@ -184,7 +196,7 @@ impl Belt {
         let start = align_down(offset, 4);
         let skip = (offset - start) as usize;
         let whole = (skip + bytes.len()).next_multiple_of(4) as u64;
-        let lent = self.take(driver, whole)?;
+        let lent = self.take(driver, whole, true)?;
         let answer = Arc::new(AtomicU8::new(PENDING));
         let commands = driver.scoped("read", whole, || {
             let mut encoder = driver.device.create_command_encoder(&Default::default());
@@ -229,22 +241,46 @@ pub(super) fn unmappable(driver: &Driver, error: &wgpu::MapRangeError) -> Backen
 mod tests {
     use super::*;
 
+    fn lent_by(belt: &Belt) -> u64 {
+        belt.shelf.lock().lent
+    }
+
+    #[test]
+    fn what_waits_in_an_encoder_is_lent_and_not_coming() {
+        let (device, queue) = wgpu::Device::noop(&Default::default());
+        let (driver, belt) = (Driver::new(&device, &queue).unwrap(), Belt::new(MapMode::Write, MIB));
+        let description =
+            BufferDescriptor { label: None, size: 8, usage: BufferUsages::COPY_DST, mapped_at_creation: false };
+        let target = driver.create("test", &description).unwrap();
+        let encoder = || device.create_command_encoder(&Default::default());
+        let (mut first, mut second) = (encoder(), encoder());
+        belt.upload(&driver, (&mut first, false), (&target, 0), &[1; 8]).unwrap();
+        belt.upload(&driver, (&mut second, true), (&target, 0), &[2; 8]).unwrap();
+        assert_eq!((lent_by(&belt), belt.coming()), (2 * LEAST, LEAST));
+        driver.submit(second.finish()).unwrap();
+        driver.poll(Some(WAIT)).unwrap();
+        assert_eq!((lent_by(&belt), belt.coming()), (LEAST, 0));
+        drop(first);
+        assert_eq!((lent_by(&belt), belt.bytes()), (0, LEAST));
+    }
+
     #[test]
     fn a_shelf_full_of_other_sizes_keeps_what_comes_back() {
         let (device, queue) = wgpu::Device::noop(&Default::default());
         let driver = Driver::new(&device, &queue).unwrap();
         let belt = Belt::new(MapMode::Write, MIB);
-        let lend = |sizes: &[u64]| sizes.iter().map(|size| belt.take(&driver, *size).unwrap()).collect::<Vec<_>>();
+        let lend =
+            |sizes: &[u64]| sizes.iter().map(|size| belt.take(&driver, *size, false).unwrap()).collect::<Vec<_>>();
         let put_back = |lent: Vec<Lent>| lent.into_iter().for_each(|lent| lent.put_back(MIB));
         put_back(lend(&[512 * KIB, 256 * KIB, 256 * KIB]));
-        assert_eq!((belt.bytes(), belt.lent()), (MIB, 0));
+        assert_eq!((belt.bytes(), lent_by(&belt)), (MIB, 0));
         let small = lend(&[4 * KIB]);
         let first = small[0].buffer.clone();
         put_back(small);
         let again = lend(&[4 * KIB]);
         assert!(again[0].buffer == first, "the same buffer");
         put_back(again);
-        assert_eq!((belt.bytes(), belt.lent()), (516 * KIB, 0), "the largest went");
+        assert_eq!((belt.bytes(), lent_by(&belt)), (516 * KIB, 0), "the largest went");
         put_back(lend(&[2 * MIB]));
         assert_eq!(belt.bytes(), 516 * KIB, "what is larger than the shelf leaves it as it is");
         let mut seed = 1_u64;

@@ -23,11 +23,11 @@ impl Wgpu {
         }
         self.within("upload", words(region, offset, bytes))?;
         for (at, piece) in bytes.chunks(self.shared.piece).enumerate() {
-            if self.shared.uploads.lent() > self.shared.config.staging_max {
+            if self.shared.uploads.coming() > self.shared.config.staging_max {
                 self.shared.driver.poll(Some(WAIT))?;
             }
             let offset = offset + (at * self.shared.piece) as u64;
-            self.submit("upload", |encoder| self.upload_in(encoder, region, offset, piece))?;
+            self.submit("upload", |encoder| self.record_upload((encoder, true), region, offset, piece))?;
         }
         Ok(())
     }
@@ -43,13 +43,25 @@ impl Wgpu {
         offset: u64,
         bytes: &[u8],
     ) -> Result<(), BackendError> {
+        self.record_upload((encoder, false), region, offset, bytes)
+    }
+
+    /// `at_once`: the encoder is submitted as soon as this is recorded.
+    fn record_upload(
+        &self,
+        (encoder, at_once): (&mut CommandEncoder, bool),
+        region: RegionId,
+        offset: u64,
+        bytes: &[u8],
+    ) -> Result<(), BackendError> {
         if bytes.is_empty() {
             return Ok(());
         }
         let buffer = self.within("upload", words(region, offset, bytes))?;
         for (at, piece) in bytes.chunks(self.shared.piece).enumerate() {
             let offset = offset + (at * self.shared.piece) as u64;
-            self.with_memory(|| self.shared.uploads.upload(&self.shared.driver, encoder, (&buffer, offset), piece))?;
+            let (driver, uploads) = (&self.shared.driver, &self.shared.uploads);
+            self.with_memory(|| uploads.upload(driver, (&mut *encoder, at_once), (&buffer, offset), piece))?;
         }
         Ok(())
     }
