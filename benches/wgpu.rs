@@ -10,7 +10,7 @@ mod direct;
 use direct::{Entrant, Source, requests};
 use larder::trace::Trace;
 use larder::wgpu::api::{BufferDescriptor, BufferUsages, Device, ErrorFilter, PollType};
-use larder::wgpu::{Backing, Choice, Wgpu, adapters, open};
+use larder::wgpu::{Backing, Choice, Wgpu, open};
 use larder::{Allocator, Config};
 
 /// A buffer for each block, in scopes: what a careful program without an allocator does.
@@ -83,9 +83,8 @@ fn main() {
         Ok(gpu) => gpu,
         Err(reason) => return println!("not run: {reason}"),
     };
-    let info =
-        adapters().into_iter().next().map_or_else(String::new, |info| format!("{} ({})", info.name, info.driver_info));
-    println!("adapters, the best first: {info}; chosen: {choice:?}\n");
+    let info = gpu.device().adapter_info();
+    println!("{} by {:?} ({})\n", info.name, info.backend, info.driver_info);
     println!(
         "| trace | blocks a pass | buffers created in all passes | larder, first pass, ns an event | larder | create_buffer and drop | times | reserved / requested |"
     );

@@ -20,7 +20,9 @@ fn the_same_story_on_every_device_that_is_here() {
                 story(&device);
             }
             Err(reason) => {
+                let insists = std::env::var("LARDER_REQUIRE_WGPU").is_ok_and(|value| value == "1");
                 assert!(kind != Kind::Host && kind != Kind::Simulated, "{kind}: {reason}");
+                assert!(kind != Kind::Wgpu || !insists, "{kind}: {reason}");
                 println!("{kind}: not run: {reason}");
             }
         }

@@ -1,5 +1,5 @@
-//! Bytes of the caller's into a block and out of it, on any kind of memory. For small and rare amounts: each call waits until its
-//! bytes are there.
+//! Bytes of the caller's into a block and out of it, on any kind of memory. For small and rare amounts: each call waits for the work
+//! before it.
 
 use super::{cuda, wgpu};
 use crate::allocator::{Any, Block};
@@ -30,8 +30,9 @@ pub enum TransferError {
 }
 
 impl Block<Any> {
-    /// Copies `bytes` to the start of the block, after all that the streams it is in use on were given until now, and waits until
-    /// they are there.
+    /// Copies `bytes` to the start of the block, after all that the streams it is in use on were given until now, which is waited
+    /// for. The caller may do with `bytes` as they like then, and all work that is given to the device from now on finds them in the
+    /// block: on wgpu they may be on their way still, in the order of the queue; elsewhere they are there.
     ///
     /// # Errors
     /// More bytes than the block has; memory that holds none; work that is not complete in time; what the driver says.

@@ -81,7 +81,7 @@ fn a_request_may_be_kept_apart_from_several() {
 }
 
 #[test]
-fn a_buffer_that_somebody_kept_does_not_keep_the_memory() {
+fn a_segment_that_is_returned_is_gone_once_nobody_keeps_its_buffer() {
     let Some(device) = adapter(|_| {}) else { return };
     let stage = Stage::over(device, Config::default());
     let segments = || {
@@ -93,5 +93,10 @@ fn a_buffer_that_somebody_kept_does_not_keep_the_memory() {
     assert_eq!(segments(), 1);
     drop(block);
     stage.gpu.purge().unwrap();
-    assert_eq!((segments(), kept.size()), (0, 20 * MIB));
+    assert_eq!((stage.gpu.stats().reserved.current, segments(), kept.size()), (0, 1, 20 * MIB));
+    drop(kept);
+    assert_eq!(segments(), 0);
+    drop(stage.gpu.alloc(20 * MIB).unwrap());
+    stage.gpu.purge().unwrap();
+    assert_eq!(segments(), 0);
 }

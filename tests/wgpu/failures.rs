@@ -38,7 +38,10 @@ fn a_device_whose_buffers_are_smaller_than_a_segment_gives_what_it_can() {
     stage.gpu.check().unwrap();
     let data: Vec<u8> = (0..max).map(|at| (at % 251) as u8).collect();
     stage.gpu.upload(&blocks[0], &data).unwrap();
-    assert!(stage.gpu.read::<u8>(&blocks[0]).unwrap() == data, "in pieces that a buffer can hold");
+    for skip in [0, 1, 3] {
+        let read = stage.gpu.read::<u8>(blocks[0].part(skip, max - skip)).unwrap();
+        assert!(read == data[skip as usize..], "in pieces that a buffer can hold, whatever comes before {skip}");
+    }
     let odd = Limits { max_buffer_size: MIB + 100, ..Limits::default() };
     assert_eq!(Stage::over(noop(odd), Config::default()).gpu.capabilities().region_max, MIB);
 }
@@ -215,6 +218,21 @@ fn an_unusable_config_is_refused() {
     let config = Config { quantum: Some(64), ..Config::default() };
     let error = larder::wgpu::allocator(&device, &queue, config).unwrap_err();
     assert!(error.to_string().contains("min_storage_buffer_offset_alignment = 256 is above quantum = 64"), "{error}");
+}
+
+#[test]
+fn the_least_segment_is_as_the_config_says_and_else_as_suits_wgpu() {
+    let wgpu = larder::wgpu::WgpuConfig::default();
+    let least = |segment_min| {
+        let config = Config { segment_min, ..Config::default() };
+        let stage = Stage::with(noop(Limits::default()), wgpu, config);
+        stage.gpu.alloc(1).unwrap();
+        stage.gpu.stats().reserved.current
+    };
+    for said in [64 * KIB, MIB, 3 * MIB, 65 * MIB] {
+        assert_eq!(least(said), said);
+    }
+    assert_eq!(least(Config::default().segment_min), wgpu.segment_min);
 }
 
 #[test]

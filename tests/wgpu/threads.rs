@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use larder::Config;
 use larder::backend::Backend;
 use larder::units::KIB;
+use larder::wgpu::api::{BufferDescriptor, BufferUsages, ErrorFilter, PollType};
 
 use crate::common::Rng;
 use crate::stage::stages;
@@ -59,5 +60,49 @@ fn a_callback_of_the_program_may_drop_blocks_and_its_panic_is_the_programs_own()
         assert_eq!(looked.unwrap_err().downcast_ref::<&str>(), Some(&"of the program"));
         assert_eq!(gpu.read::<u8>(&gpu.alloc_zeroed(8).unwrap()).unwrap(), [0; 8]);
         gpu.check().unwrap();
+    }
+}
+
+#[test]
+fn what_a_callback_of_the_program_does_wrong_is_the_programs_to_hear_and_no_failure_of_ours() {
+    for stage in stages(&Config::default()) {
+        let (gpu, wrong) = (&stage.gpu, Arc::new(AtomicU32::new(0)));
+        let block = gpu.alloc(4096).unwrap();
+        let mistakes = || {
+            let (device, counter) = (gpu.device().clone(), wrong.clone());
+            gpu.queue().on_submitted_work_done(move || {
+                let usage = BufferUsages::MAP_READ | BufferUsages::MAP_WRITE | BufferUsages::STORAGE;
+                let _ =
+                    device.create_buffer(&BufferDescriptor { label: None, size: 4, usage, mapped_at_creation: false });
+                counter.fetch_add(1, SeqCst);
+            });
+        };
+        let calls: [&dyn Fn(); 3] =
+            [&|| gpu.upload(&block, &[7_u8; 4096]).unwrap(), &|| gpu.fill(&block, 0).unwrap(), &|| {
+                assert_eq!(gpu.read::<u8>(block.part(0, 1)).unwrap(), [0])
+            }];
+        for (at, call) in (0..).zip(calls) {
+            let scope = gpu.device().push_error_scope(ErrorFilter::Validation);
+            mistakes();
+            call();
+            // Whether it ran within the call or runs now is the device's choice.
+            gpu.device().poll(PollType::wait_indefinitely()).unwrap();
+            assert_eq!(wrong.load(SeqCst), at + 1);
+            assert!(pollster::block_on(scope.pop()).is_some(), "the program hears of it");
+        }
+    }
+}
+
+#[test]
+fn a_panic_of_a_callback_does_not_meet_another() {
+    for stage in stages(&Config::default()) {
+        let queue = stage.gpu.queue().clone();
+        let caught = catch_unwind(AssertUnwindSafe(move || {
+            let _block = stage.gpu.alloc_zeroed(100).unwrap();
+            queue.on_submitted_work_done(|| panic!("of a callback"));
+            let _stage = stage;
+            panic!("of the program");
+        }));
+        assert_eq!(caught.unwrap_err().downcast_ref::<&str>(), Some(&"of the program"));
     }
 }

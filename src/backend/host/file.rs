@@ -20,24 +20,26 @@ use crate::backend::Budget;
 #[derive(Debug)]
 pub(super) struct Folder {
     path: PathBuf,
+    /// An empty file, to ask the file system by.
+    probe: File,
 }
 
 impl Folder {
     /// A folder in which files can be made that take space and give it back: one was, with a page of so many bytes. Answers
-    /// the largest file of at most `wanted` bytes too.
-    pub(super) fn open(path: &Path, page: u64, wanted: u64) -> io::Result<(Folder, u64)> {
-        let folder = Folder { path: path.to_owned() };
-        let file = unnamed(path)?;
-        let largest = largest(&file, page, wanted)?;
-        file.set_len(page)?;
+    /// the largest file too of at most as many bytes as are `wanted` of a file system with so much space, as far as it says.
+    pub(super) fn open(path: &Path, page: u64, wanted: impl FnOnce(Option<u64>) -> u64) -> io::Result<(Folder, u64)> {
+        let probe = unnamed(path)?;
+        let largest = largest(&probe, page, wanted(space(&probe)?.map(|space| space.total)))?;
+        probe.set_len(page)?;
         // On a file system that is full now, memory comes when there is room.
-        if let Err(error) = fill(&file, 0..page)
+        if let Err(error) = fill(&probe, 0..page)
             && !is_full(&error)
         {
             return Err(error);
         }
-        empty(&file, 0..page)?;
-        Ok((folder, largest))
+        empty(&probe, 0..page)?;
+        probe.set_len(0)?;
+        Ok((Folder { path: path.to_owned(), probe }, largest))
     }
 
     /// A new file of `size` bytes, none of which takes space.
@@ -50,16 +52,16 @@ impl Folder {
         Ok(file)
     }
 
-    /// Space of the file system, and how much of it this process may still take.
-    pub(super) fn space(&self) -> io::Result<Budget> {
-        space(&unnamed(&self.path)?)
+    /// Space of the file system, and how much of it this process may still take; `None` where it does not say.
+    pub(super) fn space(&self) -> io::Result<Option<Budget>> {
+        space(&self.probe)
     }
 }
 
 /// Takes space for a range, which reads as zeros. Changes nothing when it fails.
 pub(super) fn fill(file: &File, range: Range<u64>) -> io::Result<()> {
     // What is known to be too much is not tried: the system would fill the disk before it refuses.
-    if space(file)?.free < range.end - range.start {
+    if space(file)?.is_some_and(|space| space.free < range.end - range.start) {
         return Err(io::ErrorKind::StorageFull.into());
     }
     allocate(file, 0, range.clone()).inspect_err(|_| {
@@ -142,7 +144,7 @@ fn allocate(file: &File, mode: libc::c_int, range: Range<u64>) -> io::Result<()>
 }
 
 #[cfg(target_os = "linux")]
-fn space(file: &File) -> io::Result<Budget> {
+fn space(file: &File) -> io::Result<Option<Budget>> {
     use std::os::fd::AsRawFd;
     let mut said = std::mem::MaybeUninit::<libc::statvfs64>::zeroed();
     // SAFETY: the pointer is to a `statvfs64` of our own, which the call may write as a whole.
@@ -151,8 +153,16 @@ fn space(file: &File) -> io::Result<Budget> {
     }
     // SAFETY: zeroes are a `statvfs64`, and so is what a call that succeeded wrote.
     let said = unsafe { said.assume_init() };
-    let total = said.f_blocks.saturating_mul(said.f_frsize);
-    Ok(Budget { total, free: said.f_bavail.saturating_mul(said.f_frsize).min(total) })
+    Ok(budget(said.f_blocks, said.f_bavail, said.f_frsize))
+}
+
+/// Of how many blocks of so many bytes a file system is, and how many are free. One without an end, as memory may be, says 0. The
+/// numbers are of other types on other machines.
+#[cfg(target_os = "linux")]
+fn budget(blocks: impl Into<u64>, free: impl Into<u64>, bytes: impl Into<u64>) -> Option<Budget> {
+    let (blocks, bytes) = (blocks.into(), bytes.into());
+    let total = blocks.saturating_mul(bytes);
+    (blocks > 0).then(|| Budget { total, free: free.into().saturating_mul(bytes).min(total) })
 }
 
 /// The most bytes that this process may give a file.
@@ -182,7 +192,7 @@ fn allocate(_file: &File, _mode: libc::c_int, _range: Range<u64>) -> io::Result<
 }
 
 #[cfg(not(target_os = "linux"))]
-fn space(_file: &File) -> io::Result<Budget> {
+fn space(_file: &File) -> io::Result<Option<Budget>> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
@@ -204,7 +214,7 @@ mod tests {
 
     #[test]
     fn space_is_taken_by_filling_and_given_back_by_emptying() {
-        let (folder, largest) = Folder::open(&std::env::temp_dir(), PAGE, 1 << 40).unwrap();
+        let (folder, largest) = Folder::open(&std::env::temp_dir(), PAGE, |_| 1 << 40).unwrap();
         let file = folder.file(largest).unwrap();
         assert_eq!((taken(&file), file.metadata().unwrap().len()), (0, largest));
         fill(&file, PAGE..9 * PAGE).unwrap();
@@ -215,8 +225,8 @@ mod tests {
 
     #[test]
     fn what_the_disk_has_not_is_refused_and_takes_nothing() {
-        let (folder, _) = Folder::open(&std::env::temp_dir(), PAGE, 1 << 40).unwrap();
-        let too_much = folder.space().unwrap().total + PAGE;
+        let (folder, _) = Folder::open(&std::env::temp_dir(), PAGE, |_| 1 << 40).unwrap();
+        let too_much = folder.space().unwrap().unwrap().total + PAGE;
         let file = unnamed(&std::env::temp_dir()).unwrap();
         let error = fill(&file, 0..too_much).unwrap_err();
         assert!(is_full(&error), "{error}");
@@ -233,8 +243,14 @@ mod tests {
 
     #[test]
     fn no_file_is_larger_than_the_file_system_allows() {
-        let (folder, largest) = Folder::open(&std::env::temp_dir(), PAGE, u64::MAX).unwrap();
+        let (folder, largest) = Folder::open(&std::env::temp_dir(), PAGE, |_| u64::MAX).unwrap();
         assert!(largest >= PAGE && largest <= i64::MAX as u64);
         assert_eq!(folder.file(u64::MAX).unwrap_err().kind(), io::ErrorKind::FileTooLarge);
+    }
+
+    #[test]
+    fn a_file_system_that_says_nothing_has_no_budget() {
+        assert_eq!(budget(0_u64, 0_u64, 4096_u32), None);
+        assert_eq!(budget(10_u32, 4_u32, 4096_u64), Some(Budget { total: 40_960, free: 16_384 }));
     }
 }

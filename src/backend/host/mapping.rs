@@ -5,7 +5,8 @@
 //!
 //! Invariants: the mapping owns `base .. base + size`, which nobody else maps, unmaps or protects; a byte in `backed` is
 //! readable and writable; a byte outside has no memory behind it. With a file, offset `n` of the file is behind `base + n`,
-//! it has space for what is in `backed`, and nobody else has it open.
+//! it has space for what is in `backed`, and no other process uses it: one that was forked
+//! from its maker has neither the addresses nor a right to the bytes, and is refused.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -37,6 +38,8 @@ pub(super) struct Mapping {
     backed: Runs,
     /// Where the bytes are kept; in the system's own memory without.
     file: Option<File>,
+    /// Whose the addresses and the file are.
+    process: u32,
 }
 
 impl Mapping {
@@ -61,7 +64,7 @@ impl Mapping {
             // Should the system refuse, these addresses stay reserved, with nothing behind them.
             unsafe { libc::munmap(at(part.start), (part.end - part.start) as usize) };
         }
-        Ok(Mapping { base, size, backed: Runs::default(), file: None })
+        Ok(Mapping { base, size, backed: Runs::default(), file: None, process: std::process::id() })
     }
 
     /// As [`Mapping::reserve`], with a file of `size` bytes behind the addresses, which takes no space and is open nowhere else.
@@ -114,9 +117,25 @@ impl Mapping {
         Err(io::ErrorKind::Unsupported.into())
     }
 
+    /// Whether this process was forked from the one whose file this is: that one has the bytes still, and what is at these
+    /// addresses here is somebody else's. Memory without a file is each process's own.
+    fn is_foreign(&self) -> bool {
+        self.file.is_some() && self.process != std::process::id()
+    }
+
+    fn own(&self) -> io::Result<()> {
+        match self.is_foreign() {
+            true => Err(io::Error::other(
+                "memory in files belongs to the process that made it, not to those forked from it",
+            )),
+            false => Ok(()),
+        }
+    }
+
     /// Lets a range be used: its memory comes when it is first touched, as zeros. Changes nothing when it fails.
     pub(super) fn open(&mut self, range: Range<u64>) -> io::Result<()> {
         assert!(!self.backed.touches(&range));
+        self.own()?;
         if let Some(file) = &self.file {
             file::fill(file, range.clone())?;
         }
@@ -139,6 +158,7 @@ impl Mapping {
     /// giving memory back must work when everything else is refused.
     pub(super) fn close(&mut self, range: Range<u64>) -> io::Result<()> {
         assert!(self.backed.covers(&range));
+        self.own()?;
         self.protect(range.clone(), PROT_NONE).ok();
         if let Err(error) = self.discard(range.clone()) {
             self.protect(range.clone(), PROT_READ | PROT_WRITE).inspect_err(|_| {
@@ -152,11 +172,13 @@ impl Mapping {
     }
 
     /// Fills a backed range with zeros.
-    pub(super) fn zero(&mut self, range: Range<u64>) {
+    pub(super) fn zero(&mut self, range: Range<u64>) -> io::Result<()> {
         assert!(self.backed.covers(&range));
+        self.own()?;
         // SAFETY: a backed range is mapped, writable and ours; any byte may be zero. That nobody uses it now is what the
         // caller of the backend promises (4).
         unsafe { ptr::write_bytes(at(self.base + range.start).cast::<u8>(), 0, (range.end - range.start) as usize) }
+        Ok(())
     }
 
     /// Makes the system put memory behind a range that was opened just now and not touched since, with up to `threads`
@@ -206,9 +228,9 @@ impl Mapping {
         Ok(())
     }
 
-    /// Unmaps everything. The mapping is empty afterwards.
+    /// Unmaps everything, in the process whose it is. The mapping is empty afterwards.
     pub(super) fn unmap(&mut self) -> io::Result<()> {
-        if self.size > 0 {
+        if self.size > 0 && !self.is_foreign() {
             // SAFETY: these addresses are ours, and after this they are no longer in the mapping.
             check(unsafe { libc::munmap(at(self.base), self.size as usize) })?;
         }

@@ -56,7 +56,8 @@ pub struct MmapConfig {
     /// Bytes of a page: a power of two, at least the system's page. Default 2 MiB.
     pub page: u64,
     /// Bytes of addresses that a pool reserves, rounded down to a page. Default (`None`): eight times the physical memory
-    /// and at least 64 GiB, as far as there are addresses (and sizes of files).
+    /// and at least 64 GiB, in a folder at least the size of its file system, as far as there are addresses (and sizes of
+    /// files).
     pub region_max: Option<u64>,
     /// Huge pages. Default: ask for them.
     pub huge_pages: HugePages,
@@ -119,8 +120,8 @@ impl Mmap {
 
     /// As [`Mmap::new`], with the bytes kept in files of a folder: more than the machine's memory, at the speed of its disk (in a
     /// folder that is itself memory, no more than that). The files have no name and go with the backend, however the process
-    /// ends. They are not shared with processes forked from this one, which must not touch the blocks. The choice of huge pages
-    /// has no meaning. Linux.
+    /// ends. They are not shared with processes forked from this one, which must not touch the blocks; all that asks for memory
+    /// there is a typed error, and to drop handles changes nothing. The choice of huge pages has no meaning. Linux.
     ///
     /// # Errors
     /// As [`Mmap::new`]; a folder that is not there or may not be written to, and a file system that cannot take space
@@ -128,16 +129,21 @@ impl Mmap {
     pub fn in_folder(folder: &Path, config: MmapConfig) -> Result<Mmap, BackendError> {
         let call = "Mmap::in_folder";
         let mut mmap = Mmap::new(MmapConfig { huge_pages: HugePages::Never, ..config })?;
+        let wanted = |space: Option<u64>| match (config.region_max, space) {
+            (None, Some(space)) => mmap.region_max.max(space.min(ADDRESSES)),
+            _ => mmap.region_max,
+        };
         let (folder, largest) =
-            Folder::open(folder, mmap.page, mmap.region_max).map_err(|error| refused(call, mmap.page, error))?;
+            Folder::open(folder, mmap.page, wanted).map_err(|error| refused(call, mmap.page, error))?;
         mmap.region_max = align_down(largest, mmap.page);
         mmap.folder = Some(folder);
         Ok(mmap)
     }
 
-    /// Bytes that the files may still take of the folder's file system; `None` for what is not kept in files.
+    /// Bytes that the files may still take of the folder's file system; `None` for what is not kept in files, and where the file
+    /// system does not say.
     pub(crate) fn space(&self) -> Option<u64> {
-        Some(self.folder.as_ref()?.space().ok()?.free)
+        Some(self.folder.as_ref()?.space().ok()??.free)
     }
 
     fn name(&self) -> &'static str {
@@ -345,15 +351,14 @@ impl Backend for Mmap {
         pieces(span).try_for_each(|piece| {
             self.mappings.with(call, span.region, |mapping| {
                 let range = backed(mapping, piece)?;
-                mapping.zero(range);
-                Ok(())
+                mapping.zero(range).map_err(|error| refused(call, piece.size, error))
             })
         })
     }
 
     fn budget(&self) -> Result<Option<Budget>, BackendError> {
         match &self.folder {
-            Some(folder) => folder.space().map(Some).map_err(|error| refused("budget", 0, error)),
+            Some(folder) => folder.space().map_err(|error| refused("budget", 0, error)),
             None => Ok(limit::budget()),
         }
     }

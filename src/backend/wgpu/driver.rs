@@ -1,17 +1,19 @@
 //! The caller's device and queue, with wgpu's silence and its panics turned into answers.
 //!
 //! wgpu reports a failed call to the error scopes of the calling thread, or else to a handler of the whole program, or else by a
-//! panic. Here every call that can fail stands in scopes. A lost device is reported to nobody but one callback, which is the
+//! panic. Here every call that can fail stands in scopes, but for those that run the program's callbacks ([`Driver::submit`],
+//! [`Driver::poll`]): what is wrong in these is the program's to hear, and no failure of ours. A lost device is reported to nobody but one callback, which is the
 //! program's to set, and calls on it succeed in silence; so the device is asked ([`Driver::present`]).
 //!
-//! Knows no segment and no block. Invariant: once lost, lost for ever.
+//! Knows no segment and no block. Invariants: once lost, lost for ever; no scope is open while callbacks may run.
 
+use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use wgpu::{BufferDescriptor, BufferUsages, Device, ErrorFilter, MapMode, PollError, PollType, Queue};
+use wgpu::{BufferDescriptor, BufferUsages, CommandBuffer, Device, ErrorFilter, MapMode, PollError, PollType, Queue};
 
 use crate::backend::BackendError;
 
@@ -70,22 +72,37 @@ impl Driver {
         complaint
     }
 
+    /// Submits commands that were finished without a mistake; of such, wgpu refuses only what a device cannot do that is lost by
+    /// then. Runs the callbacks of the whole program that have become due.
+    pub fn submit(&self, commands: CommandBuffer) -> Result<(), BackendError> {
+        match catch_unwind(AssertUnwindSafe(|| self.queue.submit([commands]))) {
+            Ok(_) => self.present(),
+            Err(panic) => self.resume(panic),
+        }
+    }
+
     /// Lets wgpu see what is complete: at once, or after waiting until all work given so far is, for at most so long. Answers
-    /// whether that was in time. Runs the callbacks of the whole program that have become due.
+    /// whether all is known to be. Runs the callbacks of the whole program that have become due.
     pub fn poll(&self, wait: Option<Duration>) -> Result<bool, BackendError> {
         let how = match wait {
             Some(_) => PollType::Wait { submission_index: None, timeout: wait },
             None => PollType::Poll,
         };
         match catch_unwind(AssertUnwindSafe(|| self.device.poll(how))) {
-            Ok(Ok(_)) => Ok(true),
+            Ok(Ok(status)) => Ok(status.wait_finished()),
             Ok(Err(PollError::Timeout)) => Ok(false),
             Ok(Err(error)) => Err(BackendError::Driver { call: "poll", reason: error.to_string(), code: 0 }),
-            Err(panic) => {
-                // wgpu panics when the device is lost while it waits; any other panic is that of somebody's callback.
-                self.present()?;
-                resume_unwind(panic)
-            }
+            Err(panic) => self.resume(panic).map(|()| false),
+        }
+    }
+
+    /// wgpu panics when the device is lost while it works; any other panic is that of somebody's callback, and theirs. While this
+    /// thread unwinds already, that would end the process.
+    fn resume(&self, panic: Box<dyn Any + Send>) -> Result<(), BackendError> {
+        self.present()?;
+        match std::thread::panicking() {
+            true => Ok(()),
+            false => resume_unwind(panic),
         }
     }
 }

@@ -17,6 +17,9 @@ use crate::units::align_down;
 /// Invocations of a group, as the shaders say.
 const GROUP: u64 = 256;
 
+/// Bytes of a binding at most, whatever the device allows: drivers count in 32 bits, some with a sign.
+const BINDING_MAX: u64 = 1 << 31;
+
 /// One shader with its layout.
 struct Kernel {
     layout: BindGroupLayout,
@@ -29,18 +32,24 @@ pub(super) struct Kernels {
     copy: Kernel,
     /// The alignment of a binding's offset.
     align: u64,
-    /// Bytes of a binding at most.
+    /// Bytes of a binding at most; at least `align`, so that one holds a word wherever that lies.
     binding_max: u64,
     groups_max: u64,
 }
 
 impl Kernels {
     pub fn new(driver: &Driver, limits: &Limits) -> Result<Kernels, BackendError> {
+        let align = u64::from(limits.min_storage_buffer_offset_alignment).max(4);
+        let binding_max = align_down(limits.max_storage_buffer_binding_size.min(BINDING_MAX), 4);
+        if binding_max < align {
+            let reason = format!("bindings of {binding_max} bytes at multiples of {align} do not reach every word");
+            return Err(BackendError::Driver { call: "create_compute_pipeline", reason, code: 0 });
+        }
         Ok(Kernels {
             fill: Kernel::new(driver, "larder fill", include_str!("../../../shaders/fill.wgsl"), 1)?,
             copy: Kernel::new(driver, "larder copy", include_str!("../../../shaders/copy.wgsl"), 2)?,
-            align: u64::from(limits.min_storage_buffer_offset_alignment).max(4),
-            binding_max: align_down(limits.max_storage_buffer_binding_size, 4),
+            align,
+            binding_max,
             groups_max: limits.max_compute_workgroups_per_dimension.into(),
         })
     }
@@ -180,5 +189,57 @@ impl Kernel {
             });
             Kernel { layout, pipeline }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::GIB;
+
+    fn kernels(align: u32, binding: u64) -> Result<Kernels, BackendError> {
+        let (device, queue) = wgpu::Device::noop(&Default::default());
+        let (min_storage_buffer_offset_alignment, max_storage_buffer_binding_size) = (align, binding);
+        let limits =
+            Limits { min_storage_buffer_offset_alignment, max_storage_buffer_binding_size, ..Limits::default() };
+        Kernels::new(&Driver::new(&device, &queue).unwrap(), &limits)
+    }
+
+    /// The pieces of a job: where each of its places is, and its size.
+    fn pieces<const N: usize>(kernels: &Kernels, offsets: [u64; N], size: u64) -> Vec<([u64; N], u64)> {
+        let mut all = Vec::new();
+        let each = |places: [(u64, u64); N], piece| {
+            for (start, skip) in places {
+                assert!(piece > 0 && start % kernels.align == 0 && skip + piece <= kernels.binding_max);
+                assert!(skip + piece <= BINDING_MAX);
+            }
+            all.push((places.map(|(start, skip)| start + skip), piece));
+            Ok(())
+        };
+        kernels.pieces(offsets, size, each).unwrap();
+        all
+    }
+
+    #[test]
+    fn pieces_cover_a_job_and_fit_bindings() {
+        for (align, binding) in [(256, 256), (256, 300), (32, 1 << 20), (256, 3 * GIB), (256, u64::MAX)] {
+            let kernels = kernels(align, binding).unwrap();
+            let size = if binding < GIB { 10 * binding } else { 7 * GIB };
+            for offsets in [[0, 16 * GIB], [4, 16 * GIB + 252], [100, 16 * GIB + 96]] {
+                let mut done = 0;
+                for (places, piece) in pieces(&kernels, offsets, size) {
+                    assert_eq!(places, offsets.map(|offset| offset + done));
+                    done += piece;
+                }
+                assert_eq!(done, size);
+            }
+        }
+    }
+
+    #[test]
+    fn bindings_that_do_not_reach_every_word_are_refused() {
+        for (align, binding) in [(256, 0), (256, 128), (256, 255), (64, 60)] {
+            assert!(matches!(kernels(align, binding), Err(BackendError::Driver { .. })), "{align} {binding}");
+        }
     }
 }

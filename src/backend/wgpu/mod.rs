@@ -11,7 +11,7 @@
 //! | `transfer` | bytes to, from and within segments, by both |
 //!
 //! Knows no blocks. Every call looks for completed work with [`Device::poll`] when it needs to, and so may run callbacks that
-//! the program has given to wgpu; these must not allocate, but may drop blocks.
+//! the program has given to wgpu, under locks of the allocator; these may only drop blocks.
 //!
 //! Invariants: `segments` holds what was granted and not released; `recorded` events were given, of which `reached` and all before it are
 //! done.
@@ -54,7 +54,7 @@ const WAIT: Duration = Duration::from_millis(100);
 pub struct WgpuConfig {
     /// What the segments may be used for. What a device does not support refuses every segment.
     pub usages: BufferUsages,
-    /// The least segment, where the allocator's config does not say more. To create a buffer is dear on most drivers, and wgpu's own
+    /// The least segment, where the allocator's config has the default for all kinds of memory (2 MiB) and this is more. To create a buffer is dear on most drivers, and wgpu's own
     /// allocator takes as much at a time; on four real traces of models this needs half the buffers of the usual 2 MiB, or
     /// less, and no more memory. Set it to 0 where memory is scarce.
     pub segment_min: u64,
@@ -175,7 +175,8 @@ impl Wgpu {
         self.shared.refusals.store(count, Relaxed);
     }
 
-    /// The buffer of a segment; `None` for a region that is not live. A clone that outlives the segment is a destroyed buffer.
+    /// The buffer of a segment; `None` for a region that is not live. A clone that outlives the segment keeps its memory from the device,
+    /// as does a bind group.
     pub fn buffer(&self, region: RegionId) -> Option<wgpu::Buffer> {
         self.shared.segments.read().live.get(&region).cloned()
     }
@@ -227,6 +228,16 @@ impl Wgpu {
 
     fn is_reached(&self, event: EventId) -> bool {
         event.0 < self.shared.reached.load(SeqCst)
+    }
+
+    /// Lets wgpu see what is complete, and counts what was recorded before as done when all of it is: somebody's callback that
+    /// panics takes ours with it.
+    fn look(&self, wait: Option<Duration>) -> Result<(), BackendError> {
+        let recorded = *self.shared.recorded.lock();
+        if self.shared.driver.poll(wait)? {
+            self.shared.reached.fetch_max(recorded, SeqCst);
+        }
+        self.shared.driver.present()
     }
 
     fn known(&self, call: &'static str, event: EventId) -> Result<(), BackendError> {
@@ -309,9 +320,9 @@ impl Backend for Wgpu {
     fn release(&self, region: RegionId) -> Result<(), BackendError> {
         self.shared.driver.present()?;
         let buffer = self.shared.segments.write().live.remove(&region);
-        // Whoever still holds a clone, a bind group of a dropped block say, must not hold the memory.
-        buffer.ok_or_else(|| contract("release", format!("{region} is not a live region")))?.destroy();
-        Ok(())
+        // Not destroyed but dropped: to destroy waits, and lets all other calls of wgpu wait, until no thread waits in
+        // `Device::poll`, for however long.
+        buffer.map(drop).ok_or_else(|| contract("release", format!("{region} is not a live region")))
     }
 
     fn open_stream(&self) -> Result<StreamId, BackendError> {
@@ -335,8 +346,7 @@ impl Backend for Wgpu {
     fn done(&self, event: EventId) -> Result<bool, BackendError> {
         self.known("done", event)?;
         if !self.is_reached(event) {
-            self.shared.driver.poll(None)?;
-            self.shared.driver.present()?;
+            self.look(None)?;
         }
         Ok(self.is_reached(event))
     }
@@ -351,8 +361,7 @@ impl Backend for Wgpu {
         let until = timeout.map(deadline);
         while !self.is_reached(event) {
             let left = until.map_or(WAIT, |until| until.saturating_duration_since(Instant::now()));
-            self.shared.driver.poll(Some(left.min(WAIT)))?;
-            self.shared.driver.present()?;
+            self.look(Some(left.min(WAIT)))?;
             if left.is_zero() {
                 break;
             }

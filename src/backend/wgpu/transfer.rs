@@ -23,11 +23,11 @@ impl Wgpu {
         }
         self.within("upload", words(region, offset, bytes))?;
         for (at, piece) in bytes.chunks(self.shared.piece).enumerate() {
-            if self.shared.uploads.lent() > self.shared.config.staging_max {
+            if self.shared.uploads.coming() > self.shared.config.staging_max {
                 self.shared.driver.poll(Some(WAIT))?;
             }
             let offset = offset + (at * self.shared.piece) as u64;
-            self.submit("upload", |encoder| self.upload_in(encoder, region, offset, piece))?;
+            self.submit("upload", |encoder| self.record_upload((encoder, true), region, offset, piece))?;
         }
         Ok(())
     }
@@ -43,13 +43,25 @@ impl Wgpu {
         offset: u64,
         bytes: &[u8],
     ) -> Result<(), BackendError> {
+        self.record_upload((encoder, false), region, offset, bytes)
+    }
+
+    /// `at_once`: the encoder is submitted as soon as this is recorded.
+    fn record_upload(
+        &self,
+        (encoder, at_once): (&mut CommandEncoder, bool),
+        region: RegionId,
+        offset: u64,
+        bytes: &[u8],
+    ) -> Result<(), BackendError> {
         if bytes.is_empty() {
             return Ok(());
         }
         let buffer = self.within("upload", words(region, offset, bytes))?;
         for (at, piece) in bytes.chunks(self.shared.piece).enumerate() {
             let offset = offset + (at * self.shared.piece) as u64;
-            self.with_memory(|| self.shared.uploads.upload(&self.shared.driver, encoder, (&buffer, offset), piece))?;
+            let (driver, uploads) = (&self.shared.driver, &self.shared.uploads);
+            self.with_memory(|| uploads.upload(driver, (&mut *encoder, at_once), (&buffer, offset), piece))?;
         }
         Ok(())
     }
@@ -71,13 +83,17 @@ impl Wgpu {
         }
         let buffer = self.range("read", Span { region, offset, size: bytes.len() as u64 })?;
         let until = deadline(patience);
-        for (at, piece) in bytes.chunks_mut(self.shared.piece).enumerate() {
-            let offset = offset + (at * self.shared.piece) as u64;
+        // The first ends where a word does, so that each with its words is at most a piece.
+        let first = (self.shared.piece - (offset % WORD) as usize).min(bytes.len());
+        let (first, rest) = bytes.split_at_mut(first);
+        let mut offset = offset;
+        for piece in std::iter::once(first).chain(rest.chunks_mut(self.shared.piece)) {
             let read =
                 self.with_memory(|| self.shared.reads.read(&self.shared.driver, (&buffer, offset), piece, until))?;
             if !read {
                 return Ok(false);
             }
+            offset += piece.len() as u64;
         }
         Ok(true)
     }
@@ -118,20 +134,17 @@ impl Wgpu {
     /// Records with `work` and submits it at once.
     ///
     /// # Errors
-    /// What `work` says, what wgpu says about its commands, or a lost device; then nothing has been done, or nobody can tell.
+    /// What `work` says, what wgpu says about its commands, or a lost device; then nothing has been done, or nobody can tell. What the
+    /// program's callbacks do wrong is none of these.
     pub fn submit(
         &self,
         call: &'static str,
         work: impl FnOnce(&mut CommandEncoder) -> Result<(), BackendError>,
     ) -> Result<(), BackendError> {
         let driver = &self.shared.driver;
-        driver.scoped(call, 0, || {
-            let mut encoder = driver.device.create_command_encoder(&Default::default());
-            work(&mut encoder)?;
-            driver.queue.submit([encoder.finish()]);
-            Ok::<_, BackendError>(())
-        })??;
-        driver.present()
+        let mut encoder = driver.scoped(call, 0, || driver.device.create_command_encoder(&Default::default()))?;
+        work(&mut encoder)?;
+        driver.submit(driver.scoped(call, 0, || encoder.finish())?)
     }
 
     fn kernels(&self) -> Result<&Kernels, BackendError> {

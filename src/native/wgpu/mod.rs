@@ -28,9 +28,16 @@
 //! `read_write`, or place blocks with [`Request::apart_from`] and look with [`same_segment`]. Dynamic offsets make wgpu clear a
 //! whole buffer at first use.
 //!
+//! # What keeps memory
+//! A bind group over a block keeps the block's buffer, as wgpu has it. Drop it with the block: what the allocator returns, by
+//! [`Allocator::purge`] say or to make room for a larger segment, goes back to the device only when no bind group and no clone of the
+//! buffer is left.
+//!
 //! # What the program must not do
-//! Callbacks given to wgpu (`map_async`, `on_submitted_work_done`) may run inside an allocation, which looks for completed work: they
-//! must not allocate. They may drop blocks.
+//! Callbacks given to wgpu (`map_async`, `on_submitted_work_done`) may run inside a call of this crate, which looks for completed work,
+//! on the thread that made it and under its locks. They may drop blocks, and must call nothing else of this crate: to allocate,
+//! trim, purge, tick, add a pool, upload or read there may wait for ever for the call that they are in. Neither may the last handle
+//! of an allocator be dropped there. A panic of theirs comes out of that call.
 //!
 //! The `wgpu` crate that this one was built with is [`api`].
 
@@ -92,6 +99,7 @@ pub fn allocator_with(
 }
 
 /// An allocator over a backend that the caller keeps a handle of, to look at from outside. A backend serves one allocator.
+/// [`Config::segment_min`] counts where it is not its default; else [`WgpuConfig::segment_min`] if that is more.
 ///
 /// # Errors
 /// As [`allocator`].
@@ -102,7 +110,9 @@ pub fn over(backend: &Backing, mut config: Config) -> Result<Allocator<Wgpu>, Al
         let (low_value, high_value) = (least as f64, quantum as f64);
         return Err(ConfigError::Contradiction { low, low_value, high, high_value }.into());
     }
-    config.segment_min = config.segment_min.max(backend.config().segment_min);
+    if config.segment_min == Config::default().segment_min {
+        config.segment_min = config.segment_min.max(backend.config().segment_min);
+    }
     Allocator::over(Box::new(backend.clone()), config, None)
 }
 
@@ -195,7 +205,8 @@ impl Block<Wgpu> {
         Ok(BindingResource::Buffer(BufferBinding { buffer: &place.buffer, offset: place.offset, size }))
     }
 
-    /// The buffer that the block is a part of; other blocks are parts of it too. `None` for a block of no bytes.
+    /// The buffer that the block is a part of; other blocks are parts of it too. `None` for a block of no bytes. A clone of it keeps its
+    /// memory from the device even when the allocator has given it back; see [the module](self).
     pub fn buffer(&self) -> Option<&Buffer> {
         self.place().map(|place| &place.buffer)
     }

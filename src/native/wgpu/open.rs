@@ -4,7 +4,8 @@
 //! what was found instead.
 
 use ::wgpu::{
-    Adapter, AdapterInfo, Backends, DeviceDescriptor, DeviceType, Features, Instance, InstanceDescriptor, MemoryHints,
+    Adapter, AdapterInfo, Backends, Device, DeviceDescriptor, DeviceType, Features, Instance, InstanceDescriptor,
+    MemoryHints, Queue,
 };
 
 use super::{Wgpu, allocator};
@@ -19,7 +20,7 @@ pub enum Choice {
     Best,
     /// The CPU, by software.
     Software,
-    /// The first whose name holds this text, in any case of letters.
+    /// The best whose name holds this text, in any case of letters.
     Named(String),
 }
 
@@ -44,7 +45,7 @@ pub enum OpenError {
         /// The names of those there are.
         found: Vec<String>,
     },
-    /// The adapter gives no device.
+    /// No such adapter gives a device; this is what came of the best one.
     #[error("{adapter} gives no device: {reason}")]
     NoDevice {
         /// The adapter's name.
@@ -89,17 +90,37 @@ pub fn best(config: Config) -> Result<Allocator<Wgpu>, OpenError> {
 }
 
 /// An allocator over a device of its own, with all the limits of its adapter, and those of the wished features that the adapter has.
-/// wgpu is told to keep little memory of its own beneath. The device is [`Allocator::device`].
+/// wgpu is told to keep little memory of its own beneath. An adapter that gives no device is passed over. The device is [`Allocator::device`].
 ///
 /// # Errors
-/// No such adapter; an adapter that gives no device; a config that contradicts itself or the device.
+/// No such adapter; none that gives a device; a config that contradicts itself or the device.
 pub fn open(choice: &Choice, wished: Features, config: Config) -> Result<Allocator<Wgpu>, OpenError> {
     let adapters = found();
-    let taken = adapters.iter().find(|adapter| choice.takes(&adapter.get_info()));
-    let name = |adapter: &Adapter| adapter.get_info().name;
-    let Some(adapter) = taken else {
-        return Err(OpenError::NoAdapter { choice: choice.clone(), found: adapters.iter().map(name).collect() });
+    let taken = adapters.iter().filter(|adapter| choice.takes(&adapter.get_info()));
+    let Some(device) = first_that_works(taken, |adapter| request(adapter, wished)) else {
+        let found = adapters.iter().map(|adapter| adapter.get_info().name).collect();
+        return Err(OpenError::NoAdapter { choice: choice.clone(), found });
     };
+    let (device, queue) = device?;
+    Ok(allocator(&device, &queue, config)?)
+}
+
+/// What the first that works gives, or why the first of all did not; `None` where there is none.
+fn first_that_works<T, R, E>(
+    all: impl Iterator<Item = T>,
+    mut work: impl FnMut(T) -> Result<R, E>,
+) -> Option<Result<R, E>> {
+    let mut first = None;
+    for one in all {
+        match work(one) {
+            Ok(result) => return Some(Ok(result)),
+            Err(error) => first = first.or(Some(Err(error))),
+        }
+    }
+    first
+}
+
+fn request(adapter: &Adapter, wished: Features) -> Result<(Device, Queue), OpenError> {
     let device = adapter.request_device(&DeviceDescriptor {
         label: Some("larder"),
         required_features: adapter.features() & wished,
@@ -107,7 +128,19 @@ pub fn open(choice: &Choice, wished: Features, config: Config) -> Result<Allocat
         memory_hints: MemoryHints::MemoryUsage,
         ..DeviceDescriptor::default()
     });
-    let (device, queue) = pollster::block_on(device)
-        .map_err(|error| OpenError::NoDevice { adapter: name(adapter), reason: error.to_string() })?;
-    Ok(allocator(&device, &queue, config)?)
+    pollster::block_on(device)
+        .map_err(|error| OpenError::NoDevice { adapter: adapter.get_info().name, reason: error.to_string() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::first_that_works;
+
+    #[test]
+    fn one_that_fails_is_passed_over_and_the_first_says_why_all_did() {
+        let work = |number: i32| if number > 0 { Ok(number) } else { Err(number) };
+        assert_eq!(first_that_works([].into_iter(), work), None);
+        assert_eq!(first_that_works([-1, 2, 3].into_iter(), work), Some(Ok(2)));
+        assert_eq!(first_that_works([-1, -2].into_iter(), work), Some(Err(-1)));
+    }
 }
