@@ -144,6 +144,20 @@ fn one_stream_costs_no_events() {
 }
 
 #[test]
+fn a_buffer_keeps_its_stream_known() {
+    story(|standin| {
+        let World { gpu, context, .. } = World::new();
+        let stream = context.new_stream().unwrap();
+        let mut a = gpu.buffer_on::<u32>(&gpu.stream_of(&stream).unwrap(), 64).unwrap();
+        let before = standin.calls("cuStreamSynchronize");
+        for _ in 0..10 {
+            stream.memset_zeros(&mut a).unwrap();
+        }
+        assert_eq!(standin.calls("cuStreamSynchronize"), before);
+    });
+}
+
+#[test]
 fn the_first_use_elsewhere_follows_the_work_of_whoever_had_the_memory() {
     story(|_| {
         let World { gpu, one, two, s, t: _t, .. } = World::new();

@@ -191,6 +191,7 @@ macro_rules! with_streams {
             /// # Errors
             /// [`AllocError::ForeignStream`]: it belongs to another context. [`BackendError::Unsupported`]: it is the default stream
             /// of each thread.
+            #[must_use = "the stream is known only as long as this, or a buffer on it, is kept"]
             pub fn stream_of(&self, stream: &Arc<CudaStream>) -> Result<Stream, AllocError> {
                 adopt(&self.core, $kind::streams(&self.core), stream)
             }

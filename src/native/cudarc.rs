@@ -35,6 +35,8 @@ pub struct Buffer<T> {
     len: usize,
     stream: Arc<CudaStream>,
     ordering: Ordering,
+    /// Its stream is known to the allocator as long as there is a buffer on it.
+    _known: Option<Stream>,
     element: PhantomData<fn() -> T>,
 }
 
@@ -84,7 +86,7 @@ impl Allocator<Cuda> {
         let max = self.capabilities().region_max;
         let bytes = bytes.ok_or(AllocError::TooLarge { requested: u64::MAX, max })?;
         let block = self.request(bytes).align(align_of::<T>() as u64).on(stream).alloc()?;
-        Ok(Buffer::new(block, len, cuda_stream))
+        Ok(Buffer::new(block, len, cuda_stream, Some(stream.clone())))
     }
 
     /// As [`Allocator::buffer_on`], for the default stream.
@@ -108,15 +110,15 @@ impl Block<Cuda> {
             return Err(ViewError::Empty);
         };
         let stream = device(core).stream(own).map_err(|_| ViewError::Empty)?;
-        Ok(Buffer::new(self, len, stream))
+        Ok(Buffer::new(self, len, stream, None))
     }
 }
 
 impl<T> Buffer<T> {
-    fn new(block: Block<Cuda>, len: usize, stream: Arc<CudaStream>) -> Self {
+    fn new(block: Block<Cuda>, len: usize, stream: Arc<CudaStream>, known: Option<Stream>) -> Self {
         // Its bytes may have been freed a moment ago by work of its own stream: that is what the first use elsewhere follows.
         let ordering = Ordering::behind_all(block.streams());
-        Buffer { block, len, stream, ordering, element: PhantomData }
+        Buffer { block, len, stream, ordering, _known: known, element: PhantomData }
     }
 
     /// Number of elements.

@@ -1,7 +1,8 @@
 //! What can be asked of memory: peers, export, direct access by other devices, large pages.
 
 use cudarc::driver::{CudaContext, sys};
-use larder::backend::BackendError;
+use larder::backend::cuda::CudaDevice;
+use larder::backend::{Backend, BackendError, Span};
 use larder::cuda::{self, CudaConfig};
 use larder::policy::Config;
 use larder::units::MIB;
@@ -101,4 +102,24 @@ fn a_page_is_one_handle_whatever_its_size_and_a_purge_keeps_none() {
         assert!(driver.totals().is_clean(), "{:?}", driver.leaks());
     }
     driver.assert_clean();
+}
+
+#[test]
+fn the_stock_of_pages_has_a_bound_and_an_end() {
+    let Some(driver) = standin() else { return };
+    let context = CudaContext::new(0).unwrap();
+    let device = CudaDevice::new(&context, &CudaConfig { stock: 6 * MIB, ..CudaConfig::default() }).unwrap();
+    let region = device.reserve(64 * MIB).unwrap();
+    let all = Span { region: region.id, offset: 0, size: 64 * MIB };
+    for _ in 0..2 {
+        device.back(all).unwrap();
+        assert_eq!((device.beneath(), driver.totals().used_bytes), (0, 64 * MIB));
+        device.unback(all).unwrap();
+        assert_eq!((device.beneath(), driver.totals().used_bytes), (6 * MIB, 6 * MIB));
+    }
+    device.tidy();
+    assert_eq!((device.beneath(), driver.totals().used_bytes), (0, 0));
+    device.release(region.id).unwrap();
+    drop((device, context));
+    assert!(driver.totals().is_clean(), "{:?}", driver.leaks());
 }
