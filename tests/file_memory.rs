@@ -132,9 +132,8 @@ fn a_forked_process_that_drops_its_handles_harms_nobody() {
             assert!(files.alloc(16 * MIB).is_err() && files.alloc_zeroed(SIZE).is_err());
             drop((idle, files));
             // SAFETY: mapped above.
-            assert!(
-                unsafe { std::slice::from_raw_parts(mine.cast::<u8>(), SIZE as usize) }.iter().all(|byte| *byte == 7)
-            );
+            let left = unsafe { std::slice::from_raw_parts(mine.cast::<u8>(), SIZE as usize) };
+            assert!(left.iter().all(|byte| *byte == 7));
         }));
         // SAFETY: ends the child.
         unsafe { libc::_exit(i32::from(fine.is_err())) }
