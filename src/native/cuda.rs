@@ -50,7 +50,8 @@
 //! ```
 //!
 //! Announce a capture before it begins: an event that the allocator records on a stream at the very moment its capture begins would
-//! become part of the graph.
+//! become part of the graph. A stream that joins the capture by an event is announced with [`Capture::join`](crate::allocator::Capture::join);
+//! while a capture is announced, requests on streams that joined it otherwise are refused.
 //!
 //! Make the first stream of a context, [`Allocator::stream`] included, while nothing is captured: `cudarc` waits for the whole context
 //! then, so that work from before, which it did not track, is over, and that ends a capture. As long as `cudarc` has a stream, further
