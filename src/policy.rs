@@ -45,7 +45,7 @@ pub struct Config {
     /// How far reserved may exceed the peak of live before pages are moved instead. At least 1. Lower is denser, and moves more:
     /// 1.01 moves 4 to 5 times as many pages as 1.05 on real traces.
     pub slack: f64,
-    /// Sizes and offsets are multiples of this. `None`: what suits the backend (512 on devices, 64 on hosts).
+    /// Sizes and offsets are multiples of this. `None`: what suits the backend (512 on CUDA, 256 or more on wgpu, 64 on hosts).
     pub quantum: Option<u64>,
     /// Page of backends that can choose it. `None`: 2 MiB.
     pub page: Option<u64>,

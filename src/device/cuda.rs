@@ -19,7 +19,9 @@ impl From<CudaUnavailable> for Unavailable {
     fn from(error: CudaUnavailable) -> Self {
         let reason = match error {
             CudaUnavailable::NoLibrary { tried } => {
-                let (name, others) = (tried.first().map_or("", String::as_str), tried.len().saturating_sub(1));
+                // The name that drivers install, and the first that is tried; the others are versions of long ago.
+                let name = tried.iter().find(|name| name.ends_with(".so.1")).or(tried.first());
+                let (name, others) = (name.map_or("", String::as_str), tried.len().saturating_sub(1));
                 format!("no CUDA driver library was found: neither {name} nor one of {others} other names of it")
             }
             error => error.to_string(),

@@ -63,7 +63,7 @@ pub enum TransferError {
         bytes: u64,
     },
     /// What is to be moved and where it is to go differ in size.
-    #[error("{from} bytes do not fit {to} bytes")]
+    #[error("{from} bytes to {to} bytes: a transfer is of as many as there are (`part` names fewer)")]
     Sizes {
         /// Bytes to be moved.
         from: u64,
