@@ -42,6 +42,7 @@ use crate::units::Bytes;
 pub mod cuda;
 pub mod host;
 pub mod sim;
+mod table;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
 
@@ -179,26 +180,49 @@ impl BackendError {
 
 /// A source of memory. The module's documentation states the contract.
 pub trait Backend: Any + Send + Sync {
-    /// What this backend can do.
+    /// What this backend can do. The calls that it has not are answered by [`Backend::unsupported`], unless it says otherwise.
     fn capabilities(&self) -> Capabilities;
+    /// The answer to a call that this backend has not.
+    fn unsupported(&self, call: &'static str) -> BackendError {
+        BackendError::Unsupported { call, backend: self.capabilities().name }
+    }
 
     /// Reserves `size` bytes of addresses with nothing behind them. Paged backends only.
-    fn reserve(&self, size: u64) -> Result<Region, BackendError>;
+    fn reserve(&self, size: u64) -> Result<Region, BackendError> {
+        let _ = size;
+        Err(self.unsupported("reserve"))
+    }
     /// Puts memory behind a span.
-    fn back(&self, span: Span) -> Result<(), BackendError>;
+    fn back(&self, span: Span) -> Result<(), BackendError> {
+        let _ = span;
+        Err(self.unsupported("back"))
+    }
     /// Unmaps a span; its memory goes back to the system unless another address still maps it.
-    fn unback(&self, span: Span) -> Result<(), BackendError>;
+    fn unback(&self, span: Span) -> Result<(), BackendError> {
+        let _ = span;
+        Err(self.unsupported("unback"))
+    }
     /// Maps the memory behind `from` at `to` (same size), at once and without copying.
-    fn remap(&self, from: Span, to: Span) -> Result<(), BackendError>;
+    fn remap(&self, from: Span, to: Span) -> Result<(), BackendError> {
+        let _ = (from, to);
+        Err(self.unsupported("remap"))
+    }
     /// A new segment of at least `size` bytes, backed as a whole. Segment backends only.
-    fn grow_segment(&self, size: u64) -> Result<Region, BackendError>;
+    fn grow_segment(&self, size: u64) -> Result<Region, BackendError> {
+        let _ = size;
+        Err(self.unsupported("grow_segment"))
+    }
     /// Ends a region: a segment with its memory, a reservation with nothing left behind it.
     fn release(&self, region: RegionId) -> Result<(), BackendError>;
 
     /// A new stream of the backend's own making.
-    fn open_stream(&self) -> Result<StreamId, BackendError>;
+    fn open_stream(&self) -> Result<StreamId, BackendError> {
+        Err(self.unsupported("open_stream"))
+    }
     /// Forgets a stream whose work is complete; its number may be given again.
-    fn close_stream(&self, stream: StreamId);
+    fn close_stream(&self, stream: StreamId) {
+        let _ = stream;
+    }
     /// An event that is done when all work now on `stream` is.
     fn record(&self, stream: StreamId) -> Result<EventId, BackendError>;
     /// Whether an event is done; does not wait.

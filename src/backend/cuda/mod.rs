@@ -168,10 +168,6 @@ impl CudaDevice {
             Memory::Segments(_) => Err(self.unsupported(call)),
         }
     }
-
-    fn unsupported(&self, call: &'static str) -> BackendError {
-        BackendError::Unsupported { call, backend: self.capabilities.name }
-    }
 }
 
 /// Bytes of addresses of the longest reservation.

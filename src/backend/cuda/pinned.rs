@@ -12,10 +12,10 @@ use cudarc::driver::{CudaContext, CudaStream};
 use super::driver::{Device, HostFlags, HostMemory};
 use super::open;
 use super::order::Order;
-use crate::backend::host::table::{Table, contract, pieces, range_within};
+use crate::backend::table::{Table, contract, pieces, range_within, segment_size};
 use crate::backend::{Backend, BackendError, Budget, Capabilities, Region, Span};
 use crate::ids::{EventId, RegionId, StreamId};
-use crate::units::{TIB, align_up};
+use crate::units::TIB;
 
 /// The alignment of segments, and of their sizes: a page of the host.
 const ALIGN: u64 = 4096;
@@ -85,10 +85,6 @@ impl super::Streams for PinnedHost {
     }
 }
 
-fn unsupported<T>(call: &'static str) -> Result<T, BackendError> {
-    Err(BackendError::Unsupported { call, backend: NAME })
-}
-
 impl Backend for PinnedHost {
     fn capabilities(&self) -> Capabilities {
         Capabilities {
@@ -106,32 +102,9 @@ impl Backend for PinnedHost {
         }
     }
 
-    fn reserve(&self, _size: u64) -> Result<Region, BackendError> {
-        unsupported("reserve")
-    }
-
-    fn back(&self, _span: Span) -> Result<(), BackendError> {
-        unsupported("back")
-    }
-
-    fn unback(&self, _span: Span) -> Result<(), BackendError> {
-        unsupported("unback")
-    }
-
-    fn remap(&self, _from: Span, _to: Span) -> Result<(), BackendError> {
-        unsupported("remap")
-    }
-
     fn grow_segment(&self, size: u64) -> Result<Region, BackendError> {
         let call = "grow_segment";
-        if size == 0 {
-            return Err(contract(call, "a segment of 0 bytes"));
-        }
-        let size = align_up(size, ALIGN).filter(|rounded| *rounded <= SEGMENT_MAX).ok_or(BackendError::TooLarge {
-            call,
-            requested: size,
-            max: SEGMENT_MAX,
-        })?;
+        let size = segment_size(size, ALIGN, SEGMENT_MAX)?;
         let segment = Segment::new(&self.device, size, self.flags)?;
         let base = segment.base();
         Ok(Region { id: self.segments.add(call, segment)?, base, size })

@@ -5,10 +5,9 @@
 use std::sync::Arc;
 
 use super::driver::{Current, Device};
-use crate::backend::host::table::{Table, contract, range_within};
+use crate::backend::table::{Table, range_within, segment_size};
 use crate::backend::{BackendError, Region, Span};
 use crate::ids::RegionId;
-use crate::units::align_up;
 
 /// The alignment of segments, and of their sizes. The driver promises less and gives more.
 pub(super) const ALIGN: u64 = 512;
@@ -34,14 +33,7 @@ impl Segments {
 
     pub(super) fn grow(&self, size: u64) -> Result<Region, BackendError> {
         let call = "grow_segment";
-        if size == 0 {
-            return Err(contract(call, "a segment of 0 bytes"));
-        }
-        let size = align_up(size, ALIGN).filter(|rounded| *rounded <= self.largest).ok_or(BackendError::TooLarge {
-            call,
-            requested: size,
-            max: self.largest,
-        })?;
+        let size = segment_size(size, ALIGN, self.largest)?;
         let (start, base) = allocate_aligned(&self.device.enter()?, size)?;
         let id = self.table.add(call, Segment { device: self.device.clone(), start, base, size })?;
         Ok(Region { id, base, size })

@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 
 use super::driver::{Current, Device, PhysicalPage};
 use super::library::{Access, PageKind};
-use crate::backend::host::table::{Table, contract, range_within};
+use crate::backend::table::{Table, contract, range_within};
 use crate::backend::{BackendError, Region, Span};
 use crate::ids::RegionId;
 

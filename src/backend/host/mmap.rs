@@ -28,7 +28,7 @@ use std::time::Duration;
 use super::file::{Folder, is_full};
 use super::limit;
 use super::mapping::{HUGE_PAGE, Mapping, huge_pages_enabled, system_page};
-use super::table::{Events, Table, contract, pieces, range_within};
+use crate::backend::table::{Events, Table, contract, pieces, range_within};
 use crate::backend::{Backend, BackendError, Budget, Capabilities, Region, Span};
 use crate::ids::{EventId, RegionId, StreamId};
 use crate::units::{GIB, TIB, align_down};
@@ -158,10 +158,6 @@ impl Mmap {
         }
     }
 
-    fn unsupported<T>(&self, call: &'static str) -> Result<T, BackendError> {
-        Err(BackendError::Unsupported { call, backend: self.name() })
-    }
-
     /// Whether huge pages are really to be had: the system has them switched on and has granted every request for them so
     /// far. `None` when they were not asked for. (How many a moment holds is the system's business: `AnonHugePages` in
     /// `/proc/self/smaps`.)
@@ -278,7 +274,7 @@ impl Backend for Mmap {
     fn remap(&self, from: Span, to: Span) -> Result<(), BackendError> {
         let call = "remap";
         if self.folder.is_some() {
-            return self.unsupported(call);
+            return Err(self.unsupported(call));
         }
         if from.size != to.size {
             return Err(contract(call, format!("{} bytes cannot be moved to {} bytes", from.size, to.size)));
@@ -299,10 +295,6 @@ impl Backend for Mmap {
         })
     }
 
-    fn grow_segment(&self, _size: u64) -> Result<Region, BackendError> {
-        self.unsupported("grow_segment")
-    }
-
     fn release(&self, region: RegionId) -> Result<(), BackendError> {
         let call = "release";
         self.mappings.end(call, region, |mapping| {
@@ -313,12 +305,6 @@ impl Backend for Mmap {
             mapping.unmap().map_err(|error| refused(call, size, error))
         })
     }
-
-    fn open_stream(&self) -> Result<StreamId, BackendError> {
-        self.unsupported("open_stream")
-    }
-
-    fn close_stream(&self, _stream: StreamId) {}
 
     fn record(&self, _stream: StreamId) -> Result<EventId, BackendError> {
         Ok(self.events.record())

@@ -19,7 +19,6 @@ mod mmap;
 #[cfg(unix)]
 mod runs;
 mod system;
-pub(in crate::backend) mod table;
 
 pub use limit::default_limit;
 #[cfg(unix)]

@@ -12,10 +12,10 @@ use std::ptr;
 use std::time::Duration;
 
 use super::limit;
-use super::table::{Events, Table, contract, pieces, range_within};
+use crate::backend::table::{Events, Table, pieces, range_within, segment_size};
 use crate::backend::{Backend, BackendError, Budget, Capabilities, Region, Span};
 use crate::ids::{EventId, RegionId, StreamId};
-use crate::units::{MIB, TIB, align_up};
+use crate::units::{MIB, TIB};
 
 /// The alignment of every segment, and the unit of their sizes, in bytes.
 const BASE_ALIGN: u64 = 4096;
@@ -82,10 +82,6 @@ impl Drop for Segment {
     }
 }
 
-fn unsupported<T>(call: &'static str) -> Result<T, BackendError> {
-    Err(BackendError::Unsupported { call, backend: NAME })
-}
-
 impl Backend for System {
     fn capabilities(&self) -> Capabilities {
         Capabilities {
@@ -103,30 +99,9 @@ impl Backend for System {
         }
     }
 
-    fn reserve(&self, _size: u64) -> Result<Region, BackendError> {
-        unsupported("reserve")
-    }
-
-    fn back(&self, _span: Span) -> Result<(), BackendError> {
-        unsupported("back")
-    }
-
-    fn unback(&self, _span: Span) -> Result<(), BackendError> {
-        unsupported("unback")
-    }
-
-    fn remap(&self, _from: Span, _to: Span) -> Result<(), BackendError> {
-        unsupported("remap")
-    }
-
     fn grow_segment(&self, size: u64) -> Result<Region, BackendError> {
         let call = "grow_segment";
-        if size == 0 {
-            return Err(contract(call, "a segment of 0 bytes"));
-        }
-        let rounded = align_up(size, BASE_ALIGN)
-            .filter(|rounded| *rounded <= SEGMENT_MAX)
-            .ok_or(BackendError::TooLarge { call, requested: size, max: SEGMENT_MAX })?;
+        let rounded = segment_size(size, BASE_ALIGN, SEGMENT_MAX)?;
         let segment = Segment::new(rounded).ok_or(BackendError::OutOfMemory { call, requested: size })?;
         let base = segment.base;
         Ok(Region { id: self.segments.add(call, segment)?, base, size: rounded })
@@ -135,12 +110,6 @@ impl Backend for System {
     fn release(&self, region: RegionId) -> Result<(), BackendError> {
         self.segments.end("release", region, |_| Ok(()))
     }
-
-    fn open_stream(&self) -> Result<StreamId, BackendError> {
-        unsupported("open_stream")
-    }
-
-    fn close_stream(&self, _stream: StreamId) {}
 
     fn record(&self, _stream: StreamId) -> Result<EventId, BackendError> {
         Ok(self.events.record())

@@ -33,9 +33,10 @@ use wgpu::{BufferDescriptor, BufferUsages, Device, Limits, MapMode, Queue};
 use self::driver::Driver;
 use self::kernels::Kernels;
 use self::staging::Belt;
+use crate::backend::table::{contract, segment_size};
 use crate::backend::{Backend, BackendError, Budget, Capabilities, Region, Span};
 use crate::ids::{EventId, RegionId, StreamId};
-use crate::units::{MIB, align_down, align_up};
+use crate::units::{MIB, align_down};
 
 const NAME: &str = "wgpu";
 /// What made-up addresses are multiples of, and so the largest alignment that a request may ask for.
@@ -108,14 +109,6 @@ impl std::fmt::Debug for Wgpu {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Wgpu").field("capabilities", &self.shared.caps).finish_non_exhaustive()
     }
-}
-
-fn contract(call: &'static str, rule: impl Into<String>) -> BackendError {
-    BackendError::Contract { call, rule: rule.into() }
-}
-
-fn unsupported<T>(call: &'static str) -> Result<T, BackendError> {
-    Err(BackendError::Unsupported { call, backend: NAME })
 }
 
 impl Wgpu {
@@ -274,32 +267,10 @@ impl Backend for Wgpu {
         self.shared.caps
     }
 
-    fn reserve(&self, _size: u64) -> Result<Region, BackendError> {
-        unsupported("reserve")
-    }
-
-    fn back(&self, _span: Span) -> Result<(), BackendError> {
-        unsupported("back")
-    }
-
-    fn unback(&self, _span: Span) -> Result<(), BackendError> {
-        unsupported("unback")
-    }
-
-    fn remap(&self, _from: Span, _to: Span) -> Result<(), BackendError> {
-        unsupported("remap")
-    }
-
     fn grow_segment(&self, size: u64) -> Result<Region, BackendError> {
         let call = "grow_segment";
-        let max = self.shared.caps.region_max;
-        if size == 0 {
-            return Err(contract(call, "a segment of 0 bytes"));
-        }
         // wgpu says of too large a buffer that it is invalid, and cannot be told from other mistakes.
-        let rounded = align_up(size, self.shared.caps.quantum)
-            .filter(|rounded| *rounded <= max)
-            .ok_or(BackendError::TooLarge { call, requested: size, max })?;
+        let rounded = segment_size(size, self.shared.caps.quantum, self.shared.caps.region_max)?;
         let (id, base) = {
             let mut segments = self.shared.segments.write();
             let id = segments.given;
@@ -324,12 +295,6 @@ impl Backend for Wgpu {
         // `Device::poll`, for however long.
         buffer.map(drop).ok_or_else(|| contract("release", format!("{region} is not a live region")))
     }
-
-    fn open_stream(&self) -> Result<StreamId, BackendError> {
-        unsupported("open_stream")
-    }
-
-    fn close_stream(&self, _stream: StreamId) {}
 
     fn record(&self, _stream: StreamId) -> Result<EventId, BackendError> {
         self.shared.driver.present()?;

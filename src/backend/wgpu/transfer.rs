@@ -7,7 +7,8 @@ use std::time::Duration;
 use wgpu::CommandEncoder;
 
 use super::kernels::Kernels;
-use super::{WAIT, WORD, Wgpu, contract, deadline};
+use super::{WAIT, WORD, Wgpu, deadline};
+use crate::backend::table::contract;
 use crate::backend::{BackendError, Span};
 use crate::ids::RegionId;
 

@@ -1,9 +1,9 @@
 //! Memory for those who have a wgpu device: blocks as bindings, recordings, and bytes there and back.
 //!
 //! ```no_run
-//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! # let (device, queue): (larder::wgpu::api::Device, larder::wgpu::api::Queue) = todo!();
-//! let gpu = larder::wgpu::allocator(&device, &queue, larder::Config::default())?;
+//! # use larder::wgpu::api::{Device, Queue};
+//! # fn adopt(device: &Device, queue: &Queue) -> Result<(), Box<dyn std::error::Error>> {
+//! let gpu = larder::wgpu::allocator(device, queue, larder::Config::default())?;
 //! let weights = gpu.alloc(1 << 20)?;
 //! gpu.upload(&weights, &vec![1.0_f32; 1 << 18])?;
 //!

@@ -12,18 +12,25 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::backend::{BackendError, Span};
 use crate::ids::{EventId, RegionId};
+use crate::units::align_up;
 
 /// The error for a caller's mistake.
-pub(in crate::backend) fn contract(call: &'static str, rule: impl Into<String>) -> BackendError {
+pub(super) fn contract(call: &'static str, rule: impl Into<String>) -> BackendError {
     BackendError::Contract { call, rule: rule.into() }
 }
 
+/// The size of a segment for `size` bytes, a multiple of `align` of at most `max`.
+pub(super) fn segment_size(size: u64, align: u64, max: u64) -> Result<u64, BackendError> {
+    let call = "grow_segment";
+    match align_up(size, align) {
+        _ if size == 0 => Err(contract(call, "a segment of 0 bytes")),
+        Some(rounded) if rounded <= max => Ok(rounded),
+        _ => Err(BackendError::TooLarge { call, requested: size, max }),
+    }
+}
+
 /// Refuses a span that is empty or leaves its region of `size` bytes; gives its range of offsets otherwise.
-pub(in crate::backend) fn range_within(
-    call: &'static str,
-    span: Span,
-    size: u64,
-) -> Result<std::ops::Range<u64>, BackendError> {
+pub(super) fn range_within(call: &'static str, span: Span, size: u64) -> Result<std::ops::Range<u64>, BackendError> {
     if span.size == 0 {
         return Err(contract(call, format!("the span at {} of {} is empty", span.offset, span.region)));
     }
@@ -37,7 +44,7 @@ pub(in crate::backend) fn range_within(
 }
 
 /// A span cut into parts short enough that nobody waits long for the lock of its region while one is written.
-pub(in crate::backend) fn pieces(span: Span) -> impl Iterator<Item = Span> {
+pub(super) fn pieces(span: Span) -> impl Iterator<Item = Span> {
     const PIECE: u64 = 4 << 20;
     (0..span.size.div_ceil(PIECE)).map(move |at| {
         let skip = at * PIECE;
@@ -49,18 +56,18 @@ type Cell<T> = Arc<Mutex<Option<T>>>;
 
 /// Regions by id.
 #[derive(Debug)]
-pub(in crate::backend) struct Table<T> {
+pub(super) struct Table<T> {
     next: AtomicU32,
     cells: RwLock<BTreeMap<RegionId, Cell<T>>>,
 }
 
 impl<T> Table<T> {
-    pub(in crate::backend) fn new() -> Self {
+    pub(super) fn new() -> Self {
         Table { next: AtomicU32::new(0), cells: RwLock::new(BTreeMap::new()) }
     }
 
     /// Keeps a region and names it. Drops it when the names are used up.
-    pub(in crate::backend) fn add(&self, call: &'static str, region: T) -> Result<RegionId, BackendError> {
+    pub(super) fn add(&self, call: &'static str, region: T) -> Result<RegionId, BackendError> {
         let id = self.next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |next| next.checked_add(1)).map_err(
             |given| BackendError::Driver { call, reason: "every region id has been given".into(), code: given.into() },
         )?;
@@ -69,7 +76,7 @@ impl<T> Table<T> {
     }
 
     /// Does `work` on a region under its lock.
-    pub(in crate::backend) fn with<R>(
+    pub(super) fn with<R>(
         &self,
         call: &'static str,
         id: RegionId,
@@ -82,7 +89,7 @@ impl<T> Table<T> {
 
     /// Does `work` on the one or two regions under their locks, taken in the order of their ids.
     #[cfg(any(unix, feature = "cuda"))]
-    pub(in crate::backend) fn with_pair<R>(
+    pub(super) fn with_pair<R>(
         &self,
         call: &'static str,
         from: RegionId,
@@ -107,7 +114,7 @@ impl<T> Table<T> {
     }
 
     /// Ends a region unless `work` refuses.
-    pub(in crate::backend) fn end(
+    pub(super) fn end(
         &self,
         call: &'static str,
         id: RegionId,
@@ -133,20 +140,20 @@ fn unknown(call: &'static str, id: RegionId) -> BackendError {
 
 /// The source and the target of a move, which may be one region.
 #[cfg(any(unix, feature = "cuda"))]
-pub(in crate::backend) enum Pair<'a, T> {
+pub(super) enum Pair<'a, T> {
     One(&'a mut T),
     Two(&'a mut T, &'a mut T),
 }
 
 #[cfg(any(unix, feature = "cuda"))]
 impl<T> Pair<'_, T> {
-    pub(in crate::backend) fn from(&mut self) -> &mut T {
+    pub(super) fn from(&mut self) -> &mut T {
         match self {
             Pair::One(region) | Pair::Two(region, _) => region,
         }
     }
 
-    pub(in crate::backend) fn to(&mut self) -> &mut T {
+    pub(super) fn to(&mut self) -> &mut T {
         match self {
             Pair::One(region) | Pair::Two(_, region) => region,
         }
@@ -155,19 +162,19 @@ impl<T> Pair<'_, T> {
 
 /// Events of a backend whose work is done when the call returns: numbers that were given are done.
 #[derive(Debug)]
-pub(in crate::backend) struct Events(AtomicU64);
+pub(super) struct Events(AtomicU64);
 
 impl Events {
-    pub(in crate::backend) fn new() -> Self {
+    pub(super) fn new() -> Self {
         Events(AtomicU64::new(0))
     }
 
-    pub(in crate::backend) fn record(&self) -> EventId {
+    pub(super) fn record(&self) -> EventId {
         EventId(self.0.fetch_add(1, Ordering::Relaxed))
     }
 
     /// `true`, or an error for an event that was never recorded.
-    pub(in crate::backend) fn done(&self, call: &'static str, event: EventId) -> Result<bool, BackendError> {
+    pub(super) fn done(&self, call: &'static str, event: EventId) -> Result<bool, BackendError> {
         if event.0 < self.0.load(Ordering::Relaxed) {
             Ok(true)
         } else {
