@@ -12,10 +12,9 @@ use super::pages::{Filled, Filling, add_region, fill_window, is_overgrown};
 use super::pool::{Grant, Need, Pool};
 use super::reclaim::Shortage;
 use super::report;
-use super::segments;
 use crate::backend::BackendError;
 use crate::ids::{Access, PoolId};
-use crate::policy::{OnLimit, SEGMENT_SLACK, roomy_segment, segment_size, slack_room};
+use crate::policy::{OnLimit, SEGMENT_SLACK, slack_room};
 use crate::snapshot::{Outcome, Rung, Step};
 use crate::stats::Count;
 
@@ -61,10 +60,10 @@ pub(super) struct Climb<'a> {
     /// Whether the deadline was over before it was this request's turn.
     too_late: bool,
     /// Whether the stream is being captured: then memory is found or grown, and the driver is called for nothing else.
-    captured: bool,
+    pub captured: bool,
 }
 
-type Climbed = Result<Option<Grant>, BackendError>;
+pub(super) type Climbed = Result<Option<Grant>, BackendError>;
 
 impl<'a> Climb<'a> {
     fn new(core: &'a Core, id: PoolId, need: &'a Need<'a>) -> Self {
@@ -184,37 +183,37 @@ impl<'a> Climb<'a> {
     }
 
     /// A line of the trail; what was said on an earlier way up is said once, at its last place.
-    fn note(&mut self, rung: Rung, outcome: Outcome) {
+    pub(super) fn note(&mut self, rung: Rung, outcome: Outcome) {
         let step = Step { rung, outcome };
         self.trail.retain(|said| *said != step);
         self.trail.push(step);
     }
 
-    fn now(&self) -> Access {
+    pub(super) fn now(&self) -> Access {
         Access::Now(self.need.stream)
     }
 
     /// Bytes that may be added under the limits.
-    fn room(&self) -> u64 {
+    pub(super) fn room(&self) -> u64 {
         let room = self.core.room(self.id).left;
         let soft = self.soft_limit.map_or(u64::MAX, |soft| soft.saturating_sub(self.core.reserved.load(Relaxed)));
         room.min(soft)
     }
 
     /// The most that was ever live, this request included.
-    fn crest(&self) -> u64 {
+    pub(super) fn crest(&self) -> u64 {
         self.pool.meter.crest().max(self.pool.meter.read().live.current + self.need.size)
     }
 
     /// Bytes that may be added within the slack.
-    fn slack_room(&self) -> u64 {
+    pub(super) fn slack_room(&self) -> u64 {
         slack_room(self.slack, self.crest(), self.pool.meter.read().reserved.current)
     }
 
     // ---- 1 and 2 ---------------------------------------------------------------------------------------------------------
 
     /// Every free block that fits and may be had in this way, not only the likely ones.
-    fn search(&mut self, access: Access) -> Option<Grant> {
+    pub(super) fn search(&mut self, access: Access) -> Option<Grant> {
         let mut guard = self.pool.state.lock();
         let state = &mut *guard;
         let index = state.take_thorough(self.need, access)?;
@@ -378,59 +377,6 @@ impl<'a> Climb<'a> {
         Ok(if refused { self.search(self.now()) } else { None })
     }
 
-    fn grow_segment(&mut self, slow: &mut Slow, rung: Rung, room: u64) -> Climbed {
-        let segment_min = self.core.config.read().segment_min.min(self.core.caps.region_max);
-        let Some(least) = segment_size(self.need.size, segment_min, self.core.quantum) else { return Ok(None) };
-        // What a limit forbids in any case empties no cache.
-        if rung == Rung::Grow && !self.captured && !self.core.forbids(self.id, least) {
-            self.make_room_for_segment(slow, least)?;
-        }
-        let room = if rung == Rung::Grow { self.room() } else { room };
-        // Where the limit leaves less than a segment of the usual size, one of the request's own may still do.
-        let small = segment_size(self.need.size, 0, self.core.quantum).filter(|_| rung == Rung::Grow && least > room);
-        let least = small.unwrap_or(least);
-        let spare = self.slack_room().min(room).min(self.core.caps.region_max);
-        let size = least.max(roomy_segment(self.crest(), spare, self.core.quantum));
-        if least > room {
-            self.note(rung, Outcome::NeedsMore { needed: least, room });
-            return Ok(None);
-        }
-        let own = segment_size(self.need.size, 0, self.core.quantum).unwrap_or(least);
-        let mut grown = segments::grow(self.core, self.id, size);
-        // Where the device has less than a segment of the usual size left, one of the request's own may still do.
-        let mut refused = size;
-        for smaller in [least, own] {
-            if smaller < refused && matches!(&grown, Err(error) if error.is_out_of_memory()) {
-                refused = smaller;
-                grown = segments::grow(self.core, self.id, smaller);
-            }
-        }
-        match grown {
-            Ok(()) => Ok(self.search(self.now())),
-            Err(error) if error.is_out_of_memory() => {
-                self.note(rung, Outcome::Refused { reason: error.to_string() });
-                Ok(None)
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Wholly free segments go back first, all of them, when growth would pass what was ever live: their memory is better spent
-    /// on one segment that fits. Where the driver waits at a release anyway, their work is waited for.
-    fn make_room_for_segment(&mut self, slow: &mut Slow, size: u64) -> Result<(), BackendError> {
-        let over = size.saturating_sub(self.slack_room());
-        if over == 0 {
-            return Ok(());
-        }
-        let waits = self.core.caps.release_waits && self.on_limit == OnLimit::Climb;
-        if waits && segments::has_unfinished_empty(self.core, self.id) {
-            let until = self.patience();
-            self.core.wait_for_all(self.id, slow, until)?;
-        }
-        segments::release_empty(self.core, self.id, u64::MAX, u64::MAX)?;
-        Ok(())
-    }
-
     // ---- 7 and 8: what is idle goes back, then growth again -------------------------------------------------------------------
 
     fn other_pools(&mut self, slow: &mut Slow) -> Climbed {
@@ -518,7 +464,7 @@ impl<'a> Climb<'a> {
     }
 
     /// Until when this request waits on the host, in all.
-    fn patience(&mut self) -> Instant {
+    pub(super) fn patience(&mut self) -> Instant {
         let patience = *self.patience.get_or_insert_with(|| self.core.patience());
         self.need.deadline.map_or(patience, |deadline| patience.min(deadline))
     }

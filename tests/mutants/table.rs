@@ -86,7 +86,7 @@ pub const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "the last of a device is not had by small segments",
-        edits: &[edit("allocator/ladder.rs", "for smaller in [least, own]", "for smaller in [least]")],
+        edits: &[edit("allocator/segments.rs", "for smaller in [least, own]", "for smaller in [least]")],
         caught_by: "regressions",
     },
     Mutant {
