@@ -3,12 +3,17 @@
 #![cfg(all(feature = "cuda", target_os = "linux"))]
 #![allow(unsafe_code)]
 
+mod common;
 #[path = "common/driver.rs"]
 mod driver;
 #[path = "cudarc/fills.rs"]
 mod fills;
 #[path = "cudarc/graphs.rs"]
 mod graphs;
+#[path = "cudarc/pinned.rs"]
+mod pinned;
+#[path = "cudarc/program.rs"]
+mod program;
 
 use std::sync::Arc;
 
@@ -362,72 +367,6 @@ fn a_driver_that_makes_no_events_lends_nothing() {
 }
 
 #[test]
-fn pinned_memory_is_seen_when_its_copies_are_done() {
-    story(|standin| {
-        let world = World::new();
-        let (World { gpu, one, two, s, .. }, pinned) = (&world, world.pinned());
-        let _known = pinned.stream_of(one).unwrap();
-        let mut device = gpu.buffer_on::<u32>(s, 1024).unwrap();
-        let mut host = pinned.buffer::<u32>(1024).unwrap();
-        host.as_mut_slice().unwrap().copy_from_slice(&numbers(1, 1024));
-        one.memcpy_htod(&host, &mut device).unwrap();
-        assert!(standin.totals().queued > 0, "the copy has not run");
-        assert_eq!(host.as_slice().unwrap(), numbers(1, 1024), "it only reads, so nobody waits");
-        assert!(standin.totals().queued > 0);
-        host.as_mut_slice().unwrap().fill(0);
-        assert_eq!(standin.totals().queued, 0, "before it is written it is waited for");
-        one.memcpy_dtoh(&device, &mut host).unwrap();
-        assert_eq!(host.as_slice().unwrap(), numbers(1, 1024));
-        // A stream that the pinned allocator does not know.
-        two.memset_zeros(&mut device).unwrap();
-        two.memcpy_dtoh(&device, &mut host).unwrap();
-        assert_eq!(host.as_slice().unwrap(), [0; 1024]);
-        // As a block, behind a copy that was given and not waited for.
-        one.memcpy_htod(&numbers(9, 1024), &mut device).unwrap();
-        one.memcpy_dtoh(&device, &mut host).unwrap();
-        let block = host.into_block();
-        assert_eq!(block.as_bytes().unwrap()[..4], 9_u32.to_le_bytes());
-        assert_eq!(block.typed::<u32>().unwrap().as_slice().unwrap(), numbers(9, 1024));
-    });
-}
-
-#[test]
-fn pinned_memory_is_used_again_when_its_copies_are_done() {
-    story(|standin| {
-        let world = World::new();
-        let (World { gpu, one, s, .. }, pinned) = (&world, world.pinned());
-        let _known = pinned.stream_of(one).unwrap();
-        let mut device = gpu.buffer_on::<u8>(s, 4096).unwrap();
-        for round in 0..20_u8 {
-            let mut host = pinned.buffer::<u8>(4096).unwrap();
-            host.as_mut_slice().unwrap().fill(round);
-            standin.host_touch(host.block().address(), 4096, true);
-            one.memcpy_htod(&host, &mut device).unwrap();
-            drop(host);
-            standin.assert_clean();
-        }
-        assert_eq!(one.clone_dtoh(&device).unwrap(), [19; 4096]);
-        pinned.check().unwrap();
-        drop(device);
-    });
-}
-
-#[test]
-fn pinned_memory_is_exact_split_and_joined() {
-    story(|standin| {
-        let pinned = cuda::pinned(World::new().gpu.context(), Config::default().limit(2 * MIB)).unwrap();
-        let mut blocks: Vec<_> = (0..100).map(|at| pinned.alloc(20_000 + at).unwrap()).collect();
-        assert_eq!(standin.calls("cuMemHostAlloc"), 1);
-        let stats = pinned.stats();
-        assert!(stats.live.current - stats.requested.current < 100 * 64, "{stats:?}");
-        let (first, _last) = (blocks[0].address(), blocks.pop());
-        drop(blocks);
-        let whole = pinned.alloc(1_900_000).unwrap();
-        assert_eq!((whole.address(), standin.calls("cuMemHostAlloc")), (first, 1), "holes have joined");
-    });
-}
-
-#[test]
 fn what_cannot_be_ordered_is_said_by_the_next_call() {
     story(|standin| {
         let World { gpu, one, two, s, t: _t, context } = World::new();
@@ -572,95 +511,6 @@ fn cublas_takes_buffers(
     takes::<f32>(two);
     fn host<T, H: HostSlice<T>>(_: H) {}
     let _ = host::<f32, cuda::PinnedBuffer<f32>>;
-}
-
-// ---- any program
-
-/// Numbers that look random (splitmix64).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        (mixed ^ (mixed >> 31)) % bound
-    }
-}
-
-const COUNT: usize = 32;
-
-/// Buffers, written, copied, read and dropped on streams by chance, while the device runs what it likes: what is read is what a program
-/// without streams would read.
-#[test]
-fn any_program_reads_what_it_wrote() {
-    for seed in 0..6 {
-        story(|standin| any_program(standin, seed));
-    }
-}
-
-fn any_program(standin: &Standin, seed: u64) {
-    let world = World::new();
-    let (World { gpu, context, one, two, s, t }, pinned) = (&world, world.pinned());
-    let _known = pinned.stream_of(one).unwrap();
-    let streams = [one.clone(), two.clone(), context.new_stream().unwrap(), context.default_stream()];
-    let homes = [s.clone(), t.clone(), gpu.default_stream()];
-    let mut random = Random(seed);
-    let mut device: Vec<(Buffer<u32>, [u32; COUNT])> = Vec::new();
-    let mut staging = pinned.buffer::<u32>(COUNT).unwrap();
-    let mut next = 0_u32;
-    for _ in 0..400 {
-        let stream = &streams[random.below(4) as usize];
-        let at = random.below(device.len().max(1) as u64) as usize;
-        match random.below(8) {
-            0 | 1 if device.len() < 12 => {
-                let mut buffer = gpu.buffer_on(&homes[random.below(3) as usize], COUNT).unwrap();
-                stream.memset_zeros(&mut buffer).unwrap();
-                device.push((buffer, [0; COUNT]));
-            }
-            2 if device.len() > 4 => drop(device.swap_remove(at)),
-            3 if !device.is_empty() => {
-                next += 1;
-                staging.as_mut_slice().unwrap().fill(next);
-                let (buffer, shadow) = &mut device[at];
-                stream.memcpy_htod(&staging, buffer).unwrap();
-                shadow.fill(next);
-            }
-            4 if device.len() > 1 => {
-                let (mut to, shadow_to) = device.swap_remove(at);
-                let (from, shadow) = &device[random.below(device.len() as u64) as usize];
-                let cut = random.below(COUNT as u64) as usize;
-                stream.memcpy_dtod(&from.slice(cut..).unwrap(), &mut to.slice_mut(cut..).unwrap()).unwrap();
-                let mut mixed = shadow_to;
-                mixed[cut..].copy_from_slice(&shadow[cut..]);
-                device.push((to, mixed));
-            }
-            5 if !device.is_empty() => {
-                let (buffer, shadow) = &mut device[at];
-                let (mut front, mut back) = buffer.as_slice_mut().split_at(COUNT / 2).unwrap();
-                next += 1;
-                stream.memset_zeros(&mut front).unwrap();
-                streams[random.below(4) as usize].memcpy_htod(&[next; COUNT / 2], &mut back).unwrap();
-                shadow[..COUNT / 2].fill(0);
-                shadow[COUNT / 2..].fill(next);
-            }
-            6 if !device.is_empty() => {
-                let (buffer, shadow) = &device[at];
-                stream.memcpy_dtoh(buffer, &mut staging).unwrap();
-                assert_eq!(staging.as_slice().unwrap(), shadow, "seed {seed}");
-            }
-            _ => {
-                let _ = (0..random.below(4)).all(|_| standin.step_any(random.below(4)));
-            }
-        }
-        standin.assert_clean();
-    }
-    for (buffer, shadow) in &device {
-        assert_eq!(one.clone_dtoh(buffer).unwrap(), shadow, "seed {seed}");
-    }
-    gpu.check().unwrap();
-    pinned.check().unwrap();
 }
 
 #[test]
