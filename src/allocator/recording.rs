@@ -272,10 +272,13 @@ impl Core {
         if self.lost.load(Relaxed) {
             return Err(BackendError::Lost { reason: "an earlier call found it lost".into() }.into());
         }
-        let under_way = !self.captures.lock().is_empty();
-        if let Some(captured) = self.capture_of(stream) {
-            return Ok(captured);
-        }
+        let under_way = {
+            let captures = self.captures.lock();
+            if let Some((_, captured)) = captures.iter().find(|(other, _)| *other == stream) {
+                return Ok(*captured);
+            }
+            !captures.is_empty()
+        };
         if under_way && self.caps.captures && self.backend.is_capturing(stream)? {
             // It joined a capture unannounced: the graph would use memory that is not its own.
             return Err(BackendError::Recording { stream }.into());
