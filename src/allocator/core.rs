@@ -12,8 +12,8 @@
 //! * pools are only ever added.
 
 use std::any::{Any, TypeId};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
 
 use parking_lot::{Mutex, RwLock};
@@ -53,6 +53,8 @@ pub(crate) struct Slow {
 
 /// Everything behind the handles of one backend.
 pub(crate) struct Core {
+    /// Itself, for the pools.
+    me: Weak<Core>,
     pub backend: Box<dyn Backend>,
     /// What the backend can do and the config allows.
     pub caps: Capabilities,
@@ -101,7 +103,7 @@ impl Core {
         mut config: Config,
         default_limit: Option<u64>,
         kind: TypeId,
-    ) -> Result<Core, AllocError> {
+    ) -> Result<Arc<Core>, AllocError> {
         config.limit = config.limit.or(default_limit);
         config.validate()?;
         let mut caps = backend.capabilities();
@@ -110,7 +112,8 @@ impl Core {
         caps.alias &= config.alias;
         let quantum = config.quantum.unwrap_or(caps.quantum);
         check_quantum(quantum, &caps)?;
-        let core = Core {
+        let core = Arc::new_cyclic(|me| Core {
+            me: me.clone(),
             backend,
             caps,
             leaves_mapped,
@@ -135,7 +138,7 @@ impl Core {
             captures: Mutex::default(),
             capture_pools: Mutex::default(),
             graphs_gone: Mutex::default(),
-        };
+        });
         core.add_pool("default", PoolConfig::default())?;
         Ok(core)
     }
@@ -156,7 +159,7 @@ impl Core {
             // A stream that exists already is known to the new pool too.
             self.pools().take(1).for_each(|pool| clocks.know(pool.state.lock().clocks.streams()));
         }
-        let mut state = State::new(self.quantum, clocks, &self.caps, poll_every);
+        let mut state = State::new(self.me.clone(), self.quantum, clocks, &self.caps, poll_every);
         let recordings = self.recordings.lock();
         recordings.open.iter().for_each(|number| state.recording_opened(*number));
         self.captures.lock().iter().for_each(|(stream, _)| state.clocks.set_recording(*stream, true));
@@ -220,14 +223,6 @@ impl Core {
         }
         drop(state);
         ladder::climb(self, id, need)
-    }
-
-    /// Takes a block back. Never blocks on the driver, never calls user code.
-    #[inline]
-    pub(crate) fn free(&self, id: PoolId, block: BlockId) {
-        let pool = self.pool(id);
-        pool.state.lock().take_back(block, &pool.meter);
-        self.waiting.something_freed();
     }
 
     pub(crate) fn use_on(&self, id: PoolId, block: BlockId, stream: StreamId) {

@@ -8,10 +8,12 @@
 use std::collections::BTreeMap;
 use std::panic::Location;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use parking_lot::{Mutex, RwLock};
 
+use super::core::Core;
 use super::history::History;
 use super::tags::TagId;
 use crate::backend::{Capabilities, Region};
@@ -107,11 +109,14 @@ pub(crate) struct State {
     streams: bool,
     /// Whether free pages are brought together when nothing is live: where moving them costs little.
     retreats: bool,
+    core: Weak<Core>,
+    /// The core, while a block of this pool is live: blocks refer to it without counting.
+    keeper: Option<Arc<Core>>,
 }
 
 impl State {
     /// An empty pool's state.
-    pub(crate) fn new(quantum: u64, clocks: Clocks, caps: &Capabilities, poll_every: u32) -> State {
+    pub(crate) fn new(core: Weak<Core>, quantum: u64, clocks: Clocks, caps: &Capabilities, poll_every: u32) -> State {
         State {
             heap: Heap::new(quantum),
             clocks,
@@ -124,6 +129,8 @@ impl State {
             poll_every,
             streams: caps.streams,
             retreats: caps.alias,
+            core,
+            keeper: None,
         }
     }
 
@@ -165,10 +172,19 @@ impl State {
         tag.live += view.size;
         tag.blocks += 1;
         meter.gave(need.requested, view.size, self.heap.pending());
+        if self.keeper.is_none() {
+            self.keep_core();
+        }
         if let Some(history) = &mut self.history {
             history.gave(&grant, need);
         }
         grant
+    }
+
+    #[cold]
+    fn keep_core(&mut self) {
+        self.keeper = self.core.upgrade();
+        debug_assert!(self.keeper.is_some(), "a request is served through a handle");
     }
 
     #[inline]
@@ -180,9 +196,10 @@ impl State {
         &mut self.tags[at]
     }
 
-    /// The block comes back: its fence is what its streams have issued until now.
+    /// The block comes back: its fence is what its streams have issued until now. Answers what kept the core for the blocks of
+    /// this pool if there are none any more: to be dropped without the lock.
     #[inline]
-    pub(crate) fn take_back(&mut self, id: BlockId, meter: &Meter) {
+    pub(crate) fn take_back(&mut self, id: BlockId, meter: &Meter) -> Option<Arc<Core>> {
         let index = self.heap.live(id);
         let (Owned { size, .. }, note) = self.heap.owned(index);
         let note = *note;
@@ -203,10 +220,16 @@ impl State {
         tag.live -= size;
         tag.blocks -= 1;
         meter.took_back(size - u64::from(note.padding), size, self.heap.pending());
-        if meter.is_idle() && self.retreats && self.heap.is_scattered() {
+        if meter.is_idle() { self.idle() } else { None }
+    }
+
+    #[cold]
+    fn idle(&mut self) -> Option<Arc<Core>> {
+        if self.retreats && self.heap.is_scattered() {
             // The next request finds nothing live: a good moment to bring free pages together.
             self.until_poll = 1;
         }
+        self.keeper.take()
     }
 
     /// A recording is open from now on.

@@ -138,7 +138,7 @@ impl<'a, M: Memory> Request<'a, M> {
             apart: &self.apart,
         };
         let grant = core.alloc(id, pool, &need)?;
-        let block = Block::new(core.clone(), id, grant, self.bytes);
+        let block = Block::new(core, id, grant, self.bytes);
         if self.zeroed {
             core.backend.zero(stream, Span { size: self.bytes, ..core.span(id, grant.id) })?;
         }
