@@ -20,7 +20,7 @@ use parking_lot::{Mutex, RwLock};
 
 use super::error::AllocError;
 use super::ladder;
-use super::pool::{Grant, Need, Pool, State};
+use super::pool::{Grant, Need, Note, Pool, State};
 use super::reclaim::Hooks;
 use super::recording::{Numbers, Unpinning};
 use super::streams::{Handles, Retirement};
@@ -28,7 +28,7 @@ use super::tags::TagId;
 use super::waiting::Waiting;
 use crate::backend::{Backend, BackendError, Capabilities, Span};
 use crate::fence::Clocks;
-use crate::ids::{BlockId, PoolId, StreamId};
+use crate::ids::{Access, BlockId, PoolId, StreamId};
 use crate::policy::{Config, ConfigError, PoolConfig};
 use crate::stats::Meter;
 use crate::units::align_up;
@@ -210,8 +210,23 @@ impl Core {
         }
     }
 
-    #[inline]
-    pub(crate) fn alloc(&self, id: PoolId, pool: &Pool, need: &Need) -> Result<Grant, AllocError> {
+    /// The first search for an ordinary request; nothing else happens on the hot path.
+    #[inline(always)]
+    pub(crate) fn alloc_at_once(&self, pool: &Pool, size: u64, align: u64, note: Note) -> Option<Grant> {
+        let mut guard = pool.state.lock();
+        let state = &mut *guard;
+        if state.counts_request() || !state.heap.aligns(align) {
+            return None;
+        }
+        let index = state.heap.take(size, Access::Now(note.stream()), &mut state.clocks)?;
+        Some(state.hand_out(index, align, note, &pool.meter))
+    }
+
+    /// Serves what cannot be served at once.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn alloc(&self, id: PoolId, need: &Need<'_>) -> Result<Grant, AllocError> {
+        let pool = self.pool(id);
         let mut state = pool.state.lock();
         if state.care_is_due() {
             drop(state);

@@ -48,8 +48,16 @@ pub(crate) struct Note {
 impl Note {
     const SHARED: u16 = 1 << 15;
 
-    fn new(need: &Need<'_>, size: u64) -> Note {
-        Note { site: Some(need.site), padding: (size - need.requested) as u32, tag: need.tag, stream: need.stream.0 }
+    /// The note of a block of `size` bytes of which `requested` were asked for.
+    #[inline(always)]
+    pub(crate) fn new(
+        site: &'static Location<'static>,
+        tag: TagId,
+        stream: StreamId,
+        size: u64,
+        requested: u64,
+    ) -> Note {
+        Note { site: Some(site), padding: (size - requested) as u32, tag, stream: stream.0 }
     }
 
     #[inline]
@@ -134,17 +142,13 @@ impl State {
         }
     }
 
-    /// The first search, and the only one when it finds.
-    #[inline]
+    /// The first search.
     pub(crate) fn take(&mut self, need: &Need<'_>) -> Option<u32> {
         let access = Access::Now(need.stream);
-        if !need.apart.is_empty() {
-            return self.take_thorough(need, access);
-        }
-        if self.heap.aligns(need.align) {
-            self.heap.take(need.size, access, &mut self.clocks)
-        } else {
+        if need.apart.is_empty() {
             self.heap.take_aligned(need.size, need.align, access, &mut self.clocks)
+        } else {
+            self.take_thorough(need, access)
         }
     }
 
@@ -163,22 +167,36 @@ impl State {
     }
 
     /// Counts a block that was just taken and says where it is.
-    #[inline]
     pub(crate) fn grant(&mut self, index: u32, need: &Need<'_>, meter: &Meter) -> Grant {
-        let (view, note) = self.heap.owned(index);
-        *note = Note::new(need, view.size);
+        let note = Note::new(need.site, need.tag, need.stream, need.size, need.requested);
+        self.hand_out(index, need.align, note, meter)
+    }
+
+    /// As [`State::grant`]. What it is told comes piece by piece, so that it stays in registers.
+    #[inline(always)]
+    pub(crate) fn hand_out(&mut self, index: u32, align: u64, note: Note, meter: &Meter) -> Grant {
+        let (view, noted) = self.heap.owned(index);
+        *noted = note;
         let grant = Grant { id: view.id, address: self.bases[usize::from(view.place)] + view.offset };
-        let tag = self.tag_use(need.tag);
+        let tag = self.tag_use(note.tag);
         tag.live += view.size;
         tag.blocks += 1;
-        meter.gave(need.requested, view.size, self.heap.pending());
+        meter.gave(view.size - u64::from(note.padding), view.size, self.heap.pending());
         if self.keeper.is_none() {
             self.keep_core();
         }
-        if let Some(history) = &mut self.history {
-            history.gave(&grant, need);
+        if self.history.is_some() {
+            self.remember(index, align);
         }
         grant
+    }
+
+    #[cold]
+    fn remember(&mut self, index: u32, align: u64) {
+        let (block, note) = self.heap.owned(index);
+        if let Some(history) = &mut self.history {
+            history.gave(block.id, block.size - u64::from(note.padding), align, note.stream(), note.tag);
+        }
     }
 
     #[cold]
@@ -269,10 +287,15 @@ impl State {
             || self.heap.places().any(|place| self.heap.blocks(place).any(own))
     }
 
-    /// Whether it is time to look for completed work and the like.
-    #[inline]
+    /// Counts a request. Whether it is time to look for completed work and the like.
+    #[inline(always)]
+    pub(crate) fn counts_request(&mut self) -> bool {
+        self.until_poll = self.until_poll.saturating_sub(1);
+        self.until_poll == 0
+    }
+
+    /// Whether that time has come; it starts anew.
     pub(crate) fn care_is_due(&mut self) -> bool {
-        self.until_poll -= 1;
         if self.until_poll > 0 {
             return false;
         }
