@@ -215,7 +215,7 @@ impl Core {
     pub(crate) fn alloc_at_once(&self, pool: &Pool, size: u64, align: u64, note: Note) -> Option<Grant> {
         let mut guard = pool.state.lock();
         let state = &mut *guard;
-        if state.counts_request() || !state.heap.aligns(align) {
+        if state.care_is_due(&pool.meter) || !state.heap.aligns(align) {
             return None;
         }
         let index = state.heap.take(size, Access::Now(note.stream()), &mut state.clocks)?;
@@ -228,7 +228,7 @@ impl Core {
     pub(crate) fn alloc(&self, id: PoolId, need: &Need<'_>) -> Result<Grant, AllocError> {
         let pool = self.pool(id);
         let mut state = pool.state.lock();
-        if state.care_is_due() {
+        if state.care_is_due(&pool.meter) && state.care_begins(&pool.meter) {
             drop(state);
             self.care(id, need.stream);
             state = pool.state.lock();
