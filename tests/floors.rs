@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 const FLOORS: &[(&str, u8)] = &[
     ("units", 0),
     ("ids", 0),
+    ("sync", 0),
     ("dtype", 0),
     ("heap", 1),
     ("fence", 1),

@@ -7,10 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::panic::Location;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
-
-use parking_lot::{Mutex, RwLock};
 
 use super::history::History;
 use super::tags::TagId;
@@ -20,6 +17,8 @@ use crate::heap::{Heap, Owned, State as BlockState};
 use crate::ids::{Access, BlockId, FenceId, RegionId, StreamId};
 use crate::policy::PoolConfig;
 use crate::stats::Meter;
+use crate::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use crate::sync::{Mutex, RwLock};
 
 /// A heap over regions of its own, with its own lock.
 pub(crate) struct Pool {
