@@ -15,7 +15,8 @@
 
 #![forbid(unsafe_code)]
 
-use std::sync::atomic::{AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release, fence};
+use crate::sync::atomic::{AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release, fence};
+use crate::sync::spin_loop;
 
 /// One quantity over time, in bytes (or a count).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -348,7 +349,7 @@ impl Meter {
                     return stats;
                 }
             }
-            std::hint::spin_loop();
+            spin_loop();
         }
     }
 

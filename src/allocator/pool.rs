@@ -7,11 +7,8 @@
 
 use std::collections::BTreeMap;
 use std::panic::Location;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
-
-use parking_lot::{Mutex, RwLock};
 
 use super::core::Core;
 use super::history::History;
@@ -22,13 +19,15 @@ use crate::heap::{Heap, Owned, State as BlockState};
 use crate::ids::{Access, BlockId, FenceId, RegionId, StreamId};
 use crate::policy::PoolConfig;
 use crate::stats::Meter;
+use crate::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use crate::sync::{BriefMutex, RwLock};
 
 /// A heap over regions of its own, with its own lock.
 pub(crate) struct Pool {
     pub name: String,
     pub config: RwLock<PoolConfig>,
     pub tag: TagId,
-    pub state: Mutex<State>,
+    pub state: BriefMutex<State>,
     pub meter: Meter,
     /// Whether its pages stay where they are: a captured graph uses them.
     pub pinned: AtomicBool,
