@@ -4,7 +4,7 @@
 //! LARDER_SOAK=1 cargo test --release --test soak -- --nocapture --test-threads 1
 //! ```
 //!
-//! a thousand million steps on heaps and ten million on allocators whose devices fail now and then. `BENCHMARKS.md` has results.
+//! a thousand million steps on heaps and thirty million on allocators whose devices fail now and then. `BENCHMARKS.md` has results.
 
 mod common;
 #[allow(dead_code, reason = "the laws of the heap use more of it")]
@@ -98,7 +98,7 @@ fn heaps_agree_with_their_shadow() {
 /// and then.
 #[test]
 fn allocators_keep_every_figure_on_devices_that_fail() {
-    let (programs, steps) = (soak(60, 2_000), soak(500, 5_000));
+    let (programs, steps) = (soak(60, 1_500), soak(500, 20_000));
     let check_every = 50;
     let mut progress = Progress::new("allocator");
     let mut sums: BTreeMap<&str, u64> = BTreeMap::new();
