@@ -68,6 +68,9 @@ pub struct Config {
     pub poll_every: u32,
     /// What an out-of-memory error carries.
     pub report: ReportLevel,
+    /// How many events each pool keeps for snapshots and reports ([`crate::snapshot::History`]), later ones over the oldest; 48 bytes each, taken at
+    /// once. 0: none, at no cost. At most 2^24.
+    pub history: usize,
 }
 
 impl Default for Config {
@@ -88,6 +91,7 @@ impl Default for Config {
             decay: None,
             poll_every: 512,
             report: ReportLevel::Summary,
+            history: 0,
         }
     }
 }
@@ -152,7 +156,7 @@ pub enum ConfigError {
 }
 
 const KEYS: &str = "limit, soft_limit, on_limit, slack, quantum, page, segment_min, alias, wait_to_move, wait_max, high_watermark, \
-                    low_watermark, decay, poll_every, report";
+                    low_watermark, decay, poll_every, report, history";
 
 impl Config {
     /// Sets the limit.
@@ -164,6 +168,12 @@ impl Config {
     /// Sets the slack.
     pub fn slack(mut self, slack: f64) -> Self {
         self.slack = slack;
+        self
+    }
+
+    /// Sets how many events each pool keeps.
+    pub fn history(mut self, events: usize) -> Self {
+        self.history = events;
         self
     }
 
@@ -187,6 +197,7 @@ impl Config {
         range("high_watermark", self.high_watermark, 0.0, 1.0)?;
         range("low_watermark", self.low_watermark, 0.0, 1.0)?;
         range("poll_every", f64::from(self.poll_every), 1.0, f64::from(u32::MAX))?;
+        range("history", self.history as f64, 0.0, f64::from(1 << 24))?;
         range("segment_min", self.segment_min as f64, 4096.0, (1u64 << 40) as f64)?;
         ordered("low_watermark", self.low_watermark, "high_watermark", self.high_watermark)?;
         if let (Some(soft), Some(hard)) = (self.soft_limit, self.limit) {
@@ -237,6 +248,7 @@ impl Config {
                     _ => return Err(bad("summary or full:TIMES_PER_SECOND")),
                 }
             }
+            "history" => self.history = value.parse().map_err(|_| bad("a whole number"))?,
             "poll_every" => self.poll_every = value.parse().map_err(|_| bad("a whole number"))?,
             _ => return Err(ConfigError::UnknownKey { key: key.into(), known: KEYS }),
         }

@@ -12,13 +12,14 @@
 //! * pools are only ever added.
 
 use std::any::{Any, TypeId};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use parking_lot::{Mutex, RwLock};
 
 use super::error::AllocError;
+use super::history::{Clock, Ring};
 use super::ladder;
 use super::pool::{Grant, Need, Pool, State};
 use super::reclaim::Hooks;
@@ -71,6 +72,8 @@ pub(crate) struct Core {
     /// An error met where it could not be returned; the next slow call returns it.
     pub deferred: Mutex<Option<BackendError>>,
     pub lost: AtomicBool,
+    /// What stamps the events of histories.
+    pub clock: Arc<Clock>,
     /// When the last full report was made.
     pub last_full_report: Mutex<Option<Instant>>,
     /// The limit where the config has none.
@@ -124,6 +127,7 @@ impl Core {
             reserved_peak: AtomicU64::new(0),
             deferred: Mutex::new(None),
             lost: AtomicBool::new(false),
+            clock: Arc::default(),
             last_full_report: Mutex::new(None),
             default_limit,
             kind,
@@ -150,13 +154,17 @@ impl Core {
         if at == POOLS_MAX {
             return Err(AllocError::TooManyPools { max: POOLS_MAX });
         }
-        let poll_every = self.config.read().poll_every;
+        let (poll_every, history) = {
+            let config = self.config.read();
+            (config.poll_every, config.history)
+        };
         let mut clocks = Clocks::new(self.caps.host_ordered);
         if at > 0 {
             // A stream that exists already is known to the new pool too.
             self.pools().take(1).for_each(|pool| clocks.know(pool.state.lock().clocks.streams()));
         }
         let mut state = State::new(self.quantum, clocks, &self.caps, poll_every);
+        state.history = Ring::new(history, &self.clock, 0);
         let recordings = self.recordings.lock();
         recordings.open.iter().for_each(|number| state.recording_opened(*number));
         self.captures.lock().iter().for_each(|(stream, _)| state.clocks.set_recording(*stream, true));
@@ -205,6 +213,11 @@ impl Core {
             Some(size) if size <= self.caps.region_max => Ok(size),
             _ => Err(AllocError::TooLarge { requested: bytes, max: self.caps.region_max }),
         }
+    }
+
+    /// What a request of so many bytes takes, for one that could be served.
+    pub(crate) fn rounded(&self, bytes: u64) -> u64 {
+        align_up(bytes, self.quantum).unwrap_or(bytes)
     }
 
     #[inline]
@@ -343,9 +356,10 @@ impl Core {
         config.validate()?;
         let mut current = self.config.write();
         (config.quantum, config.page, config.alias) = (current.quantum, current.page, current.alias);
-        let poll_every = config.poll_every;
+        let (poll_every, history) = (config.poll_every, config.history);
         *current = config;
         drop(current);
+        self.keep_history(history);
         self.pools().for_each(|pool| pool.state.lock().set_poll_every(poll_every));
         Ok(())
     }

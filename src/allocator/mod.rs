@@ -11,7 +11,8 @@
 //! | `recording` | open recordings, captures, and the memory that a graph keeps |
 //! | `waiting` | requests with a deadline |
 //! | `report` | snapshots and out-of-memory reports |
-//! | `block`, `request`, `tags`, `history`, `error` | what users hold, ask, label, record and get instead |
+//! | `history` | the last events of each pool |
+//! | `block`, `request`, `tags`, `error` | what users hold, ask, label and get instead |
 
 mod block;
 pub(crate) mod core;
@@ -50,7 +51,6 @@ use crate::stats::Stats;
 
 pub use block::Block;
 pub use error::AllocError;
-pub use history::{Event, Recording};
 pub use reclaim::{HookGuard, Shortage};
 #[allow(unused_imports, reason = "used by devices with one queue, which a feature adds")]
 pub(crate) use recording::OpenRecording;
@@ -323,7 +323,9 @@ impl<M: Memory> Allocator<M> {
         Pressure::new(self.core.reserved.load(Relaxed), limit, budget.map(|budget| (budget.free, budget.total)))
     }
 
-    /// Everything that the allocator holds, as plain data.
+    /// Everything that the allocator holds, as plain data, with the events that the config lets it keep.
+    ///
+    /// A pool is locked while its blocks and events are copied; texts are made after that.
     pub fn snapshot(&self) -> Snapshot {
         self.core.snapshot()
     }
@@ -342,7 +344,8 @@ impl<M: Memory> Allocator<M> {
             .pools()
             .map(|pool| {
                 let state = pool.state.lock();
-                state.heap.memory() + state.clocks.memory()
+                let history = state.history.as_ref().map_or(0, |ring| ring.memory());
+                state.heap.memory() + state.clocks.memory() + history
             })
             .sum()
     }
@@ -384,7 +387,8 @@ impl<M: Memory> Allocator<M> {
         self.core.config.read().clone()
     }
 
-    /// Changes limits, slack, watermarks, decay, report level and the like from now on. Quantum, page and alias stay as they were.
+    /// Changes limits, slack, watermarks, decay, report level, history and the like from now on. Quantum, page and alias stay as they were.
+    /// A history of another length begins anew.
     ///
     /// # Errors
     /// The first contradiction; then nothing is changed.
@@ -398,17 +402,6 @@ impl<M: Memory> Allocator<M> {
     /// The first contradiction; then nothing is changed.
     pub fn set_pool_config(&self, config: PoolConfig) -> Result<(), ConfigError> {
         self.core.set_pool_config(self.pool, config)
-    }
-
-    /// Records the events of this handle's pool from now on, at most `max` of them.
-    pub fn record(&self, max: usize) {
-        self.core.pool(self.pool).state.lock().history = Some(history::History::new(max));
-    }
-
-    /// Ends the recording and answers it; empty when there was none.
-    pub fn recorded(&self) -> Recording {
-        let history = self.core.pool(self.pool).state.lock().history.take();
-        history.map(history::History::finish).unwrap_or_default()
     }
 
     /// What the backend can do.

@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use parking_lot::{Mutex, RwLock};
 
-use super::history::History;
+use super::history::Ring;
 use super::tags::TagId;
 use crate::backend::{Capabilities, Region};
 use crate::fence::Clocks;
@@ -100,7 +100,7 @@ pub(crate) struct State {
     /// Open recordings: each may have touched any block.
     recordings: Vec<StreamId>,
     pub tags: Vec<TagUse>,
-    pub history: Option<History>,
+    pub history: Option<Box<Ring>>,
     until_poll: u32,
     poll_every: u32,
     /// Whether uses of this memory are ordered by streams at all.
@@ -184,7 +184,7 @@ impl State {
     #[inline]
     pub(crate) fn take_back(&mut self, id: BlockId, meter: &Meter) {
         let index = self.heap.live(id);
-        let (Owned { size, .. }, note) = self.heap.owned(index);
+        let (Owned { size, place, offset, .. }, note) = self.heap.owned(index);
         let note = *note;
         let fence = if !self.streams {
             FenceId::NONE
@@ -196,7 +196,8 @@ impl State {
             self.clocks.freed_on(note.stream())
         };
         if let Some(history) = &mut self.history {
-            history.took_back(id);
+            let address = self.bases[usize::from(place)] + offset;
+            history.took_back(id, &note, address, size - u64::from(note.padding));
         }
         self.heap.put_live(index, fence, &mut self.clocks);
         let tag = &mut self.tags[usize::from(note.tag.0)];
@@ -232,9 +233,7 @@ impl State {
         let users = self.users.entry(index).or_default();
         if !users.contains(&stream) {
             users.push(stream);
-            if let Some(history) = &mut self.history {
-                history.used(id, stream);
-            }
+            self.note_use(id, stream);
         }
     }
 

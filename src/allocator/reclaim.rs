@@ -7,9 +7,11 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::core::{Core, Slow};
+use super::history::Happening;
 use super::{pages, segments};
 use crate::backend::{BackendError, Span};
 use crate::ids::{Access, PoolId};
+use crate::snapshot::Action;
 use crate::units::align_down;
 
 /// What a reclaim hook is told: who needs memory.
@@ -138,6 +140,8 @@ impl Core {
             if result.is_ok() {
                 state.heap.forget_backing(index, &mut state.clocks);
                 self.count_returned(pool, span.size);
+                let address = state.bases[usize::from(state.heap.place(index).0)] + span.offset;
+                state.happened(Happening::to_memory(Action::Return, span.size, address));
                 returned += span.size;
             } else {
                 state.heap.unhold(index, &mut state.clocks);
@@ -168,6 +172,7 @@ impl Core {
             returned += self.return_idle(id, idle - keep)?;
         }
         self.backend.tidy();
+        self.pool(PoolId(0)).state.lock().happened(Happening::to_memory(Action::Trim, returned, 0));
         Ok(returned)
     }
 

@@ -28,6 +28,10 @@ const fn stream(name: &'static str, edits: &'static [Edit]) -> Mutant {
     Mutant { name, edits, caught_by: "stream_model" }
 }
 
+const fn history(name: &'static str, edits: &'static [Edit]) -> Mutant {
+    Mutant { name, edits, caught_by: "history" }
+}
+
 const fn cuda(name: &'static str, edits: &'static [Edit]) -> Mutant {
     Mutant { name, edits, caught_by: "cuda" }
 }
@@ -48,9 +52,31 @@ const POOL: &str = "allocator/pool.rs";
 const STREAMS: &str = "allocator/streams.rs";
 const PAGES: &str = "allocator/pages.rs";
 const HEAP: &str = "heap/mod.rs";
+const HISTORY: &str = "allocator/history.rs";
+const WRITTEN: &str = "trace/history.rs";
 const EDIT: &str = "heap/edit.rs";
 
 pub const MUTANTS: &[Mutant] = &[
+    history(
+        "what a history overwrites is not counted",
+        &[edit(HISTORY, "match written.saturating_sub(self.slots.len() as u64) {", "match 0 * written {")],
+    ),
+    history(
+        "a pool's stamps know nothing of other pools",
+        &[edit(HISTORY, "self.stamp.max(self.clock.last.load(Relaxed)) + 1", "self.stamp + 1")],
+    ),
+    history(
+        "a full ring is read from its slot 0",
+        &[edit(
+            HISTORY,
+            "(if self.laps == 0 { &[] } else { older }, newer)",
+            "(newer, if self.laps == 0 { &[] } else { older })",
+        )],
+    ),
+    history(
+        "a trace forgets what was live before its window",
+        &[edit(WRITTEN, "if !known.contains(&key) {", "if false && !known.contains(&key) {")],
+    ),
     Mutant {
         name: "a graph's pages go while it may be launched",
         edits: &[edit(
