@@ -12,6 +12,7 @@
 //! | `waiting` | requests with a deadline |
 //! | `report` | snapshots and out-of-memory reports |
 //! | `history` | the last events of each pool |
+//! | `leaks` | what is still live, and what a stretch of code left behind |
 //! | `block`, `request`, `tags`, `error` | what users hold, ask, label and get instead |
 
 mod block;
@@ -19,6 +20,7 @@ pub(crate) mod core;
 mod error;
 mod history;
 mod ladder;
+mod leaks;
 mod pages;
 mod pool;
 mod reclaim;
@@ -51,6 +53,7 @@ use crate::stats::Stats;
 
 pub use block::Block;
 pub use error::AllocError;
+pub use leaks::Scope;
 pub use reclaim::{HookGuard, Shortage};
 #[allow(unused_imports, reason = "used by devices with one queue, which a feature adds")]
 pub(crate) use recording::OpenRecording;

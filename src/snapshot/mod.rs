@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod history;
+mod leaks;
 mod oom;
 
 use std::fmt;
@@ -15,6 +16,7 @@ use crate::ids::{BlockId, PoolId, RegionId, StreamId};
 use crate::stats::Stats;
 
 pub use history::{Action, Event, History, Window};
+pub use leaks::{LeakGroup, Leaks};
 pub use oom::{OomReport, Outcome, RequestRecord, Rung, Step, Verdict};
 
 /// Version of the plain data in this module. It grows when a field changes its meaning or goes away.
