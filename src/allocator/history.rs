@@ -3,8 +3,8 @@
 //! The ring is made when the history is switched on; an event writes one slot of it, and allocates nothing. Site and
 //! label are kept as they are; texts are made outside the lock.
 //!
-//! Invariants: slots before `at` are of this lap, the others of the lap before, or blank in the first; `stamp` is the stamp of the newest
-//! event; stamps rise with every event. [`crate::snapshot::Event::stamp`] says what the order between pools is worth.
+//! Invariants: slots before `at` are of this lap, the others of the lap before, or blank in the first; `at <= due <= slots.len()`; no event
+//! has a larger stamp than `stamp`, and stamps rise with every event. [`crate::snapshot::Event::stamp`] says what the order between pools is worth.
 
 use std::panic::Location;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use super::tags::TagId;
 use crate::ids::{BlockId, PoolId, StreamId};
 use crate::snapshot::{Action, Event, History, Window};
 
-/// The clock is read at every so many events of a pool, a power of two.
+/// The clock is read at every so many events of a pool.
 const CLOCK_EVERY: usize = 128;
 
 /// What stamps are made of, shared by the pools of an allocator.
@@ -36,8 +36,6 @@ impl Default for Clock {
 }
 
 impl Clock {
-    #[cold]
-    #[inline(never)]
     fn now(&self) -> u64 {
         self.began.elapsed().as_nanos() as u64
     }
@@ -78,7 +76,10 @@ type Cause = (Option<&'static Location<'static>>, TagId);
 pub(crate) struct Ring {
     clock: Arc<Clock>,
     slots: Box<[Slot]>,
+    /// Where the next event goes, unless that is the end.
     at: usize,
+    /// Where the clock is read, or the lap over.
+    due: usize,
     laps: u64,
     stamp: u64,
     /// Where the ring begins when nothing was overwritten.
@@ -97,7 +98,8 @@ impl Ring {
     pub(crate) fn new(len: usize, clock: &Arc<Clock>, from: u64) -> Option<Box<Ring>> {
         let slots = vec![BLANK; len].into_boxed_slice();
         let cause = (None, TagId::NONE);
-        (len > 0).then(|| Box::new(Ring { clock: clock.clone(), slots, at: 0, laps: 0, stamp: from, from, cause }))
+        (len > 0)
+            .then(|| Box::new(Ring { clock: clock.clone(), slots, at: 0, due: 0, laps: 0, stamp: from, from, cause }))
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -109,19 +111,37 @@ impl Ring {
     }
 
     #[inline]
-    fn push(&mut self, slot: Slot, reads_clock: bool) {
-        let mut stamp = self.stamp.max(self.clock.last.load(Relaxed)) + 1;
-        if reads_clock || self.at.is_multiple_of(CLOCK_EVERY) {
-            stamp = stamp.max(self.clock.now());
+    fn push(&mut self, slot: Slot) {
+        if self.at == self.due {
+            self.turn();
         }
+        let stamp = self.stamp.max(self.clock.last.load(Relaxed)) + 1;
         self.clock.last.store(stamp, Relaxed);
         self.stamp = stamp;
         self.slots[self.at] = Slot { stamp, ..slot };
         self.at += 1;
+    }
+
+    /// Reads the clock, and begins a new lap where one is over.
+    #[cold]
+    #[inline(never)]
+    fn turn(&mut self) {
         if self.at == self.slots.len() {
             self.at = 0;
             self.laps += 1;
         }
+        self.due = (self.at + CLOCK_EVERY).min(self.slots.len());
+        self.look_at_clock();
+    }
+
+    fn look_at_clock(&mut self) {
+        self.stamp = self.stamp.max(self.clock.now());
+    }
+
+    /// An event with its time.
+    fn push_now(&mut self, slot: Slot) {
+        self.look_at_clock();
+        self.push(slot);
     }
 
     #[inline]
@@ -137,19 +157,19 @@ impl Ring {
             align_log2: need.align.trailing_zeros() as u8,
             ..BLANK
         };
-        self.push(slot, false);
+        self.push(slot);
     }
 
     /// A free says what its alloc said, so that a block can be told of whose alloc was overwritten.
     #[inline]
     pub(crate) fn took_back(&mut self, block: BlockId, note: &Note, address: u64, bytes: u64) {
         let (site, stream, tag) = (note.site, note.stream(), note.tag);
-        self.push(Slot { site, address, bytes, block, stream, tag, action: Action::Free, ..BLANK }, false);
+        self.push(Slot { site, address, bytes, block, stream, tag, action: Action::Free, ..BLANK });
     }
 
     fn used(&mut self, block: BlockId, note: &Note, stream: StreamId, address: u64, bytes: u64) {
         let (site, tag) = (note.site, note.tag);
-        self.push(Slot { site, address, bytes, block, stream, tag, action: Action::Use, ..BLANK }, false);
+        self.push(Slot { site, address, bytes, block, stream, tag, action: Action::Use, ..BLANK });
     }
 
     /// The events of the lap before, and those of this one.
@@ -162,7 +182,7 @@ impl Ring {
         let written = self.laps * self.slots.len() as u64 + self.at as u64;
         match written.saturating_sub(self.slots.len() as u64) {
             0 => Window { pool, from: self.from, overwritten: 0 },
-            overwritten => Window { pool, from: self.slots[self.at].stamp, overwritten },
+            overwritten => Window { pool, from: self.slots[self.at % self.slots.len()].stamp, overwritten },
         }
     }
 }
@@ -195,7 +215,7 @@ impl State {
             let Happening { action, bytes, address, stream, other } = happening;
             let (site, tag) = history.cause;
             let block = BlockId { index: u32::from(other.0), generation: 0 };
-            history.push(Slot { site, address, bytes, block, stream, tag, action, ..BLANK }, true);
+            history.push_now(Slot { site, address, bytes, block, stream, tag, action, ..BLANK });
         }
     }
 
@@ -229,7 +249,7 @@ impl State {
                 align_log2: need.align.trailing_zeros() as u8,
                 ..BLANK
             };
-            history.push(slot, true);
+            history.push_now(slot);
         }
     }
 }
