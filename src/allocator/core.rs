@@ -18,6 +18,7 @@ use std::time::Instant;
 
 use parking_lot::{Mutex, RwLock};
 
+use super::debug::Debug;
 use super::error::AllocError;
 use super::history::{Clock, Ring};
 use super::ladder;
@@ -72,6 +73,8 @@ pub(crate) struct Core {
     /// An error met where it could not be returned; the next slow call returns it.
     pub deferred: Mutex<Option<BackendError>>,
     pub lost: AtomicBool,
+    /// Debug mode, when it is on.
+    pub debug: Option<Box<Debug>>,
     /// What stamps the events of histories.
     pub clock: Arc<Clock>,
     /// When the last full report was made.
@@ -88,7 +91,7 @@ pub(crate) struct Core {
     pub open: Mutex<Vec<StreamId>>,
     /// Open recordings. Locked before a pool's state, never after.
     pub recordings: Mutex<Numbers>,
-    /// How much a request must ask about before it takes anything: pools of captures and graphs, and the loss of the device.
+    /// How much a request must ask about before it takes anything: pools of captures and graphs, the loss of the device, and debug mode.
     pub special: AtomicU32,
     /// Streams under announced captures, each with the capture's pool. Grows under `slow` only.
     pub captures: Mutex<Vec<(StreamId, PoolId)>>,
@@ -113,7 +116,13 @@ impl Core {
         caps.alias &= config.alias;
         let quantum = config.quantum.unwrap_or(caps.quantum);
         check_quantum(quantum, &caps)?;
+        let debug = match config.debug {
+            Some(debug) => Some(Box::new(Debug::new(debug, &*backend)?)),
+            None => None,
+        };
         let core = Core {
+            special: AtomicU32::new(u32::from(debug.is_some())),
+            debug,
             backend,
             caps,
             leaves_mapped,
@@ -135,7 +144,6 @@ impl Core {
             handles: Mutex::default(),
             open: Mutex::default(),
             recordings: Mutex::default(),
-            special: AtomicU32::new(0),
             captures: Mutex::default(),
             capture_pools: Mutex::default(),
             graphs_gone: Mutex::default(),
@@ -217,7 +225,12 @@ impl Core {
 
     /// What a request of so many bytes takes, for one that could be served.
     pub(crate) fn rounded(&self, bytes: u64) -> u64 {
-        align_up(bytes, self.quantum).unwrap_or(bytes)
+        align_up(self.with_guard(bytes), self.quantum).unwrap_or(bytes)
+    }
+
+    /// Bytes to ask the heap for, for so many of the user's.
+    pub(crate) fn with_guard(&self, bytes: u64) -> u64 {
+        self.debug.as_ref().map_or(bytes, |debug| debug.with_guard(bytes))
     }
 
     #[inline]
@@ -238,6 +251,15 @@ impl Core {
     /// Takes a block back. Never blocks on the driver, never calls user code.
     #[inline]
     pub(crate) fn free(&self, id: PoolId, block: BlockId) {
+        match &self.debug {
+            None => self.put_back(id, block),
+            Some(debug) => self.free_in_debug(debug, (id, block)),
+        }
+    }
+
+    /// A block comes back to its pool.
+    #[inline]
+    pub(crate) fn put_back(&self, id: PoolId, block: BlockId) {
         let pool = self.pool(id);
         pool.state.lock().take_back(block, &pool.meter);
         self.waiting.something_freed();
@@ -356,6 +378,7 @@ impl Core {
         config.validate()?;
         let mut current = self.config.write();
         (config.quantum, config.page, config.alias) = (current.quantum, current.page, current.alias);
+        config.debug = current.debug;
         let (poll_every, history) = (config.poll_every, config.history);
         *current = config;
         drop(current);

@@ -90,11 +90,16 @@ impl<'a> Climb<'a> {
     }
 
     fn whole(&mut self) -> Climbed {
-        if self.fails_fast() {
+        if self.fails_fast() && !self.ends_quarantine() {
             self.note(Rung::Grow, self.over_limit());
             return Ok(None);
         }
         if let Some(grant) = self.under_slow_lock()? {
+            return Ok(Some(grant));
+        }
+        if self.ends_quarantine()
+            && let Some(grant) = self.under_slow_lock()?
+        {
             return Ok(Some(grant));
         }
         if self.too_late {
@@ -108,6 +113,15 @@ impl<'a> Climb<'a> {
             return Ok(Some(grant));
         }
         self.deadline()
+    }
+
+    /// Whether dropped blocks that debug mode kept came back.
+    fn ends_quarantine(&mut self) -> bool {
+        let bytes = self.core.empty_quarantine();
+        if bytes > 0 {
+            self.note(Rung::Quarantine, Outcome::Freed { bytes });
+        }
+        bytes > 0
     }
 
     /// Whether the config wants an error at once and the figures say that only a free could help.

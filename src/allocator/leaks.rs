@@ -27,6 +27,11 @@ impl Core {
             let state = pool.state.lock();
             live.extend(live_blocks(&state).map(|block| (PoolId(at as u16), block)));
         }
+        // What was dropped is nobody's, although debug mode keeps it.
+        if let Some(debug) = &self.debug {
+            let dropped = debug.quarantined();
+            live.retain(|(pool, block)| !dropped.contains(&(*pool, block.id)));
+        }
         live
     }
 

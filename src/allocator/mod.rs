@@ -12,11 +12,13 @@
 //! | `waiting` | requests with a deadline |
 //! | `report` | snapshots and out-of-memory reports |
 //! | `history` | the last events of each pool |
+//! | `debug` | guards, poison and quarantine, when the config asks for them |
 //! | `leaks` | what is still live, and what a stretch of code left behind |
 //! | `block`, `request`, `tags`, `error` | what users hold, ask, label and get instead |
 
 mod block;
 pub(crate) mod core;
+mod debug;
 mod error;
 mod history;
 mod ladder;
@@ -48,7 +50,7 @@ use crate::backend::{Backend, Capabilities};
 use crate::ids::PoolId;
 use crate::policy::{Config, ConfigError, PoolConfig};
 use crate::pressure::Pressure;
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Misuse, Snapshot};
 use crate::stats::Stats;
 
 pub use block::Block;
@@ -390,7 +392,8 @@ impl<M: Memory> Allocator<M> {
         self.core.config.read().clone()
     }
 
-    /// Changes limits, slack, watermarks, decay, report level, history and the like from now on. Quantum, page and alias stay as they were.
+    /// Changes limits, slack, watermarks, decay, report level, history and the like from now on. Quantum, page, alias and debug mode stay as they
+    /// were.
     /// A history of another length begins anew.
     ///
     /// # Errors
@@ -405,6 +408,12 @@ impl<M: Memory> Allocator<M> {
     /// The first contradiction; then nothing is changed.
     pub fn set_pool_config(&self, config: PoolConfig) -> Result<(), ConfigError> {
         self.core.set_pool_config(self.pool, config)
+    }
+
+    /// What debug mode found since this was called last, after a look at all memory that it watches now: the oldest 256 finds. Nothing without
+    /// debug mode ([`Config::debug`]). Time linear in the bytes that are watched; drops and allocations wait meanwhile.
+    pub fn misuses(&self) -> Vec<Misuse> {
+        self.core.misuses()
     }
 
     /// What the backend can do.

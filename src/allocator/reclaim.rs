@@ -178,6 +178,7 @@ impl Core {
 
     /// Waits for unfinished work, then returns everything that is idle.
     pub(crate) fn purge(&self) -> Result<u64, BackendError> {
+        self.empty_quarantine();
         let mut slow = self.slow.lock();
         let until = self.patience();
         for at in 0..self.pools().count() {
@@ -231,6 +232,7 @@ impl Drop for Core {
     /// The last owner is gone: everything goes back, after unfinished work. A device that is lost, or a wait that fails, leaves
     /// the memory to the backend's own end.
     fn drop(&mut self) {
+        self.empty_quarantine();
         let mut slow = std::mem::take(&mut *self.slow.lock());
         slow.retired.resize_with(self.pools().count(), Vec::new);
         slow.retiring.drain(..).filter_map(|stream| stream.event).for_each(|event| self.backend.forget(event));

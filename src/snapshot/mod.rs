@@ -7,6 +7,7 @@
 
 mod history;
 mod leaks;
+mod misuse;
 mod oom;
 
 use std::fmt;
@@ -17,6 +18,7 @@ use crate::stats::Stats;
 
 pub use history::{Action, Event, History, Window};
 pub use leaks::{LeakGroup, Leaks};
+pub use misuse::{Misuse, Wrong};
 pub use oom::{OomReport, Outcome, RequestRecord, Rung, Step, Verdict};
 
 /// Version of the plain data in this module. It grows when a field changes its meaning or goes away.

@@ -31,6 +31,8 @@ pub enum Rung {
     ReturnIdle,
     /// Wait on the host for unfinished work of this allocator.
     HostWait,
+    /// Let go of what debug mode keeps in quarantine.
+    Quarantine,
     /// Ask the user's reclaim hooks.
     Hooks,
     /// Wait for somebody to free, until the request's deadline.
@@ -49,6 +51,7 @@ impl fmt::Display for Rung {
             Rung::OtherPools => "idle memory of other pools",
             Rung::ReturnIdle => "return idle memory",
             Rung::HostWait => "wait for unfinished work",
+            Rung::Quarantine => "end the quarantine",
             Rung::Hooks => "reclaim hooks",
             Rung::Deadline => "wait until the deadline",
         })
