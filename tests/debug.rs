@@ -10,7 +10,7 @@ use common::Rng;
 use common::world::World;
 use larder::backend::sim::{Lag, SimConfig, SimMemory};
 use larder::policy::{ConfigError, DebugConfig, OnLimit, PoolConfig};
-use larder::snapshot::{Action, Misuse, Rung, Wrong};
+use larder::snapshot::{Action, Misuse, Rung, Site, Wrong};
 use larder::units::{KIB, MIB};
 use larder::{AllocError, Allocator, Block, Config, Host, OomReport, assert_no_leaks, assert_no_misuse};
 
@@ -62,7 +62,7 @@ fn one_byte_behind_a_block_of_any_size_is_found_at_its_drop() {
                 let misuse = only(&found);
                 assert_eq!((misuse.wrong, Some(misuse.block), misuse.offset), (Wrong::Overrun, id, requested + behind));
                 assert_eq!((misuse.address, misuse.requested, misuse.found), (address, requested, 7));
-                assert_eq!((misuse.tag.as_str(), misuse.site.line, misuse.site.file), ("victim", line, file!()));
+                assert_eq!((misuse.tag.as_str(), misuse.site), ("victim", Some(Site { file: file!(), line })));
                 assert_no_misuse!(host);
             }
         }

@@ -40,6 +40,7 @@ const BESIDE: &[(&str, &str)] =
 
 /// The files that may hold `unsafe`.
 const UNSAFE: &[&str] = &[
+    "src/allocator/block.rs",
     "src/backend/cuda/compiler.rs",
     "src/backend/cuda/driver.rs",
     "src/backend/cuda/library.rs",

@@ -13,7 +13,7 @@
 
 use std::any::{Any, TypeId};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
 
 use parking_lot::{Mutex, RwLock};
@@ -22,7 +22,7 @@ use super::debug::Debug;
 use super::error::AllocError;
 use super::history::{Clock, Ring};
 use super::ladder;
-use super::pool::{Grant, Need, Pool, State};
+use super::pool::{Grant, Need, Note, Pool, State};
 use super::reclaim::Hooks;
 use super::recording::{Numbers, Unpinning};
 use super::streams::{Handles, Retirement};
@@ -30,7 +30,7 @@ use super::tags::TagId;
 use super::waiting::Waiting;
 use crate::backend::{Backend, BackendError, Capabilities, Span};
 use crate::fence::Clocks;
-use crate::ids::{BlockId, PoolId, StreamId};
+use crate::ids::{Access, BlockId, PoolId, StreamId};
 use crate::policy::{Config, ConfigError, PoolConfig};
 use crate::stats::Meter;
 use crate::units::align_up;
@@ -55,6 +55,8 @@ pub(crate) struct Slow {
 
 /// Everything behind the handles of one backend.
 pub(crate) struct Core {
+    /// Itself, for the pools.
+    me: Weak<Core>,
     pub backend: Box<dyn Backend>,
     /// What the backend can do and the config allows.
     pub caps: Capabilities,
@@ -107,7 +109,7 @@ impl Core {
         mut config: Config,
         default_limit: Option<u64>,
         kind: TypeId,
-    ) -> Result<Core, AllocError> {
+    ) -> Result<Arc<Core>, AllocError> {
         config.limit = config.limit.or(default_limit);
         config.validate()?;
         let mut caps = backend.capabilities();
@@ -120,7 +122,8 @@ impl Core {
             Some(debug) => Some(Box::new(Debug::new(debug, &*backend)?)),
             None => None,
         };
-        let core = Core {
+        let core = Arc::new_cyclic(|me| Core {
+            me: me.clone(),
             special: AtomicU32::new(u32::from(debug.is_some())),
             debug,
             backend,
@@ -147,7 +150,7 @@ impl Core {
             captures: Mutex::default(),
             capture_pools: Mutex::default(),
             graphs_gone: Mutex::default(),
-        };
+        });
         core.add_pool("default", PoolConfig::default())?;
         Ok(core)
     }
@@ -171,7 +174,7 @@ impl Core {
             // A stream that exists already is known to the new pool too.
             self.pools().take(1).for_each(|pool| clocks.know(pool.state.lock().clocks.streams()));
         }
-        let mut state = State::new(self.quantum, clocks, &self.caps, poll_every);
+        let mut state = State::new(self.me.clone(), self.quantum, clocks, &self.caps, poll_every);
         state.history = Ring::new(history, &self.clock, 0);
         let recordings = self.recordings.lock();
         recordings.open.iter().for_each(|number| state.recording_opened(*number));
@@ -233,8 +236,23 @@ impl Core {
         self.debug.as_ref().map_or(bytes, |debug| debug.with_guard(bytes))
     }
 
-    #[inline]
-    pub(crate) fn alloc(&self, id: PoolId, pool: &Pool, need: &Need) -> Result<Grant, AllocError> {
+    /// The first search for an ordinary request; nothing else happens on the hot path.
+    #[inline(always)]
+    pub(crate) fn alloc_at_once(&self, pool: &Pool, size: u64, align: u64, note: Note) -> Option<Grant> {
+        let mut guard = pool.state.lock();
+        let state = &mut *guard;
+        if state.counts_request() || !state.heap.aligns(align) {
+            return None;
+        }
+        let index = state.heap.take(size, Access::Now(note.stream()), &mut state.clocks)?;
+        Some(state.hand_out(index, align, note, &pool.meter))
+    }
+
+    /// Serves what cannot be served at once.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn alloc(&self, id: PoolId, need: &Need<'_>) -> Result<Grant, AllocError> {
+        let pool = self.pool(id);
         let mut state = pool.state.lock();
         if state.care_is_due() {
             drop(state);
@@ -246,23 +264,6 @@ impl Core {
         }
         drop(state);
         ladder::climb(self, id, need)
-    }
-
-    /// Takes a block back. Never blocks on the driver, never calls user code.
-    #[inline]
-    pub(crate) fn free(&self, id: PoolId, block: BlockId) {
-        match &self.debug {
-            None => self.put_back(id, block),
-            Some(debug) => self.free_in_debug(debug, (id, block)),
-        }
-    }
-
-    /// A block comes back to its pool.
-    #[inline]
-    pub(crate) fn put_back(&self, id: PoolId, block: BlockId) {
-        let pool = self.pool(id);
-        pool.state.lock().take_back(block, &pool.meter);
-        self.waiting.something_freed();
     }
 
     pub(crate) fn use_on(&self, id: PoolId, block: BlockId, stream: StreamId) {

@@ -17,7 +17,7 @@ use std::panic::Location;
 use parking_lot::Mutex;
 
 use super::core::Core;
-use super::pool::Need;
+use super::pool::{Grant, Note};
 use super::tags::TagId;
 use crate::backend::{Backend, Span};
 use crate::ids::{BlockId, PoolId};
@@ -56,7 +56,7 @@ struct Entry {
     address: u64,
     requested: u64,
     tag: TagId,
-    site: &'static Location<'static>,
+    site: Option<&'static Location<'static>>,
 }
 
 impl Debug {
@@ -76,21 +76,30 @@ impl Debug {
         if bytes == 0 { 0 } else { bytes.saturating_add(self.config.guard) }
     }
 
-    /// Fills a new block, which nobody has seen, and writes it down.
-    pub(super) fn gave(&self, backend: &dyn Backend, key: Key, span: Span, address: u64, need: &Need<'_>) {
-        let entry = Entry { span, address, requested: need.requested, tag: need.tag, site: need.site };
+    /// Fills a new block, which its user has not seen, and writes it down.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn gave(&self, core: &Core, (pool, grant): (PoolId, Grant), requested: u64, note: Note) {
+        let (backend, key) = (&*core.backend, (pool, grant.id));
+        let entry = Entry {
+            span: core.span(pool, grant.id),
+            address: grant.address,
+            requested,
+            tag: note.tag,
+            site: note.site,
+        };
         let mut ledger = self.ledger.lock();
         if self.config.poison {
-            fill(backend, Span { size: entry.requested, ..span }, NEW);
+            fill(backend, Span { size: requested, ..entry.span }, NEW);
         }
         self.guard_of(&entry).into_iter().for_each(|guard| fill(backend, guard, GUARD));
         ledger.live.insert(key, entry);
     }
 
     /// Takes a block that was dropped. Answers those that come back now.
-    fn dropped(&self, backend: &dyn Backend, key: Key) -> Vec<Key> {
+    fn dropped(&self, backend: &dyn Backend, key: Key) -> Vec<(Key, u64)> {
         let mut ledger = self.ledger.lock();
-        let Some(entry) = ledger.live.remove(&key) else { return vec![key] };
+        let entry = ledger.live.remove(&key).expect("a block is written down before its user has it");
         self.look_at_guard(backend, key, &entry, &mut ledger.finds);
         if self.config.poison {
             fill(backend, entry.span, DROPPED);
@@ -100,14 +109,14 @@ impl Debug {
         self.leave(backend, &mut ledger, self.config.quarantine)
     }
 
-    /// Lets the oldest go until at most `most` bytes are in quarantine.
-    fn leave(&self, backend: &dyn Backend, ledger: &mut Ledger, most: u64) -> Vec<Key> {
+    /// Lets the oldest go until at most `most` bytes are in quarantine. Answers them with their bytes.
+    fn leave(&self, backend: &dyn Backend, ledger: &mut Ledger, most: u64) -> Vec<(Key, u64)> {
         let mut left = Vec::new();
         while ledger.quarantined > most {
             let Some((key, entry)) = ledger.quarantine.pop_front() else { break };
             ledger.quarantined -= entry.span.size;
             self.look_at_poison(backend, key, &entry, &mut ledger.finds);
-            left.push(key);
+            left.push((key, entry.span.size));
         }
         left
     }
@@ -162,7 +171,18 @@ fn find(finds: &mut Vec<Misuse>, misuse: Misuse) {
 fn misuse(wrong: Wrong, key: Key, entry: &Entry, (offset, found, expected): (u64, u8, u8)) -> Misuse {
     let Entry { address, requested, tag, site, .. } = *entry;
     let (pool, block) = key;
-    Misuse { wrong, pool, block, address, requested, tag: tag.name(), site: site.into(), offset, found, expected }
+    Misuse {
+        wrong,
+        pool,
+        block,
+        address,
+        requested,
+        tag: tag.name(),
+        site: site.map(Into::into),
+        offset,
+        found,
+        expected,
+    }
 }
 
 /// Fills bytes. Memory that cannot be had any more is not looked at either.
@@ -188,28 +208,27 @@ fn is_all(bytes: &[u8], byte: u8) -> bool {
 }
 
 impl Core {
-    /// A block was given out: in debug mode it is filled before its user sees it.
-    #[cold]
-    pub(super) fn dress(&self, pool: PoolId, block: BlockId, need: &Need<'_>, address: u64) {
-        if let Some(debug) = &self.debug {
-            debug.gave(&*self.backend, (pool, block), self.span(pool, block), address, need);
-        }
-    }
-
     /// A block was dropped in debug mode.
     #[cold]
     #[inline(never)]
-    pub(super) fn free_in_debug(&self, debug: &Debug, key: Key) {
-        self.come_back(debug.dropped(&*self.backend, key));
+    pub(super) fn free_in_debug(&self, id: PoolId, block: BlockId) {
+        let pool = self.pool(id);
+        let last = pool.state.lock().enters_quarantine(&pool.meter);
+        if let Some(debug) = &self.debug {
+            self.come_back(debug.dropped(&*self.backend, (id, block)));
+        }
+        drop(last);
     }
 
-    fn come_back(&self, blocks: Vec<Key>) -> u64 {
-        let sizes = blocks.into_iter().map(|(id, block)| {
-            let size = self.span(id, block).size;
-            self.put_back(id, block);
-            size
-        });
-        sizes.sum()
+    /// Takes blocks back that have left the quarantine. Answers their bytes.
+    fn come_back(&self, blocks: Vec<(Key, u64)>) -> u64 {
+        for ((id, block), _) in &blocks {
+            let pool = self.pool(*id);
+            let last = pool.state.lock().leaves_quarantine(*block, &pool.meter);
+            drop(last);
+            self.waiting.something_freed();
+        }
+        blocks.iter().map(|(_, bytes)| bytes).sum()
     }
 
     /// Ends the quarantine of all blocks. Answers their bytes. Takes the state of pools.

@@ -12,8 +12,9 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use super::core::Core;
-use super::pool::{Grant, Need, Note, State};
+use super::pool::{Need, Note, State};
 use super::tags::TagId;
+use crate::heap::Owned;
 use crate::ids::{BlockId, PoolId, StreamId};
 use crate::snapshot::{Action, Event, History, Window};
 
@@ -68,6 +69,14 @@ const BLANK: Slot = Slot {
     action: Action::Trim,
     align_log2: 0,
 };
+
+impl Slot {
+    #[inline]
+    fn of(block: Owned, address: u64, note: &Note) -> Slot {
+        let bytes = block.size - u64::from(note.padding);
+        Slot { site: note.site, address, bytes, block: block.id, stream: note.stream(), tag: note.tag, ..BLANK }
+    }
+}
 
 /// What slow events are put down to: the request on its way up.
 type Cause = (Option<&'static Location<'static>>, TagId);
@@ -144,32 +153,21 @@ impl Ring {
         self.push(slot);
     }
 
+    /// `block` is where the note is, and `address` what its user was told.
     #[inline]
-    pub(crate) fn gave(&mut self, grant: &Grant, need: &Need<'_>) {
-        let slot = Slot {
-            site: Some(need.site),
-            address: grant.address,
-            bytes: need.requested,
-            block: grant.id,
-            stream: need.stream,
-            tag: need.tag,
-            action: Action::Alloc,
-            align_log2: need.align.trailing_zeros() as u8,
-            ..BLANK
-        };
-        self.push(slot);
+    pub(crate) fn gave(&mut self, block: Owned, address: u64, note: &Note, align: u64) {
+        let slot = Slot::of(block, address, note);
+        self.push(Slot { action: Action::Alloc, align_log2: align.trailing_zeros() as u8, ..slot });
     }
 
     /// A free says what its alloc said, so that a block can be told of whose alloc was overwritten.
     #[inline]
-    pub(crate) fn took_back(&mut self, block: BlockId, note: &Note, address: u64, bytes: u64) {
-        let (site, stream, tag) = (note.site, note.stream(), note.tag);
-        self.push(Slot { site, address, bytes, block, stream, tag, action: Action::Free, ..BLANK });
+    pub(crate) fn took_back(&mut self, block: Owned, address: u64, note: &Note) {
+        self.push(Slot { action: Action::Free, ..Slot::of(block, address, note) });
     }
 
-    fn used(&mut self, block: BlockId, note: &Note, stream: StreamId, address: u64, bytes: u64) {
-        let (site, tag) = (note.site, note.tag);
-        self.push(Slot { site, address, bytes, block, stream, tag, action: Action::Use, ..BLANK });
+    pub(crate) fn used(&mut self, block: Owned, address: u64, note: &Note, stream: StreamId) {
+        self.push(Slot { action: Action::Use, stream, ..Slot::of(block, address, note) });
     }
 
     /// The events of the lap before, and those of this one.
@@ -216,17 +214,6 @@ impl State {
             let (site, tag) = history.cause;
             let block = BlockId { index: u32::from(other.0), generation: 0 };
             history.push_now(Slot { site, address, bytes, block, stream, tag, action, ..BLANK });
-        }
-    }
-
-    /// A block is used on a further stream.
-    #[cold]
-    pub(super) fn note_use(&mut self, block: BlockId, stream: StreamId) {
-        let (place, offset, size) = self.heap.place(block.index);
-        let note = *self.heap.note(block.index);
-        let address = self.bases[usize::from(place)] + offset;
-        if let Some(history) = &mut self.history {
-            history.used(block, &note, stream, address, size - u64::from(note.padding));
         }
     }
 

@@ -34,7 +34,7 @@ pub struct Misuse {
     /// Its label; empty when it has none.
     pub tag: String,
     /// Who asked for it.
-    pub site: Site,
+    pub site: Option<Site>,
     /// The first bad byte, from the start of the block.
     pub offset: u64,
     /// What is there.
@@ -50,6 +50,7 @@ impl fmt::Display for Misuse {
             Wrong::Overrun => "written behind its end",
             Wrong::WriteAfterDrop => "written after it was dropped",
         };
+        let site = site.map_or("(unknown)".to_string(), |site| site.to_string());
         let tag = if self.tag.is_empty() { String::new() } else { format!(" for {}", self.tag) };
         write!(
             f,
