@@ -137,6 +137,19 @@ fn a_dropped_block_is_not_used_by_two_while_it_is_in_quarantine() {
 }
 
 #[test]
+fn the_oldest_leaves_the_quarantine_first() {
+    let debug = DebugConfig { quarantine: MIB, ..QUARANTINE };
+    let config = Config::default().history(100).debug(debug);
+    let (allocator, _sim) = Allocator::simulated(SimConfig::default(), config).unwrap();
+    let blocks: Vec<_> = (0..4).map(|_| allocator.alloc(MIB / 2).unwrap()).collect();
+    let ids: Vec<_> = blocks.iter().map(|block| block.id()).collect();
+    blocks.into_iter().for_each(drop);
+    let events = allocator.snapshot().history.unwrap().events;
+    let freed = events.iter().filter(|event| event.action == Action::Free).map(|event| event.block);
+    assert!(freed.eq(ids[..2].iter().copied()), "two are kept");
+}
+
+#[test]
 fn what_is_read_where_nothing_was_written_is_a_pattern_and_zeros_are_zeros() {
     for host in hosts(EVERYTHING) {
         let block = host.alloc(1000).unwrap();

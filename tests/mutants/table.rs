@@ -32,6 +32,10 @@ const fn history(name: &'static str, edits: &'static [Edit]) -> Mutant {
     Mutant { name, edits, caught_by: "history" }
 }
 
+const fn debug(name: &'static str, edits: &'static [Edit]) -> Mutant {
+    Mutant { name, edits, caught_by: "debug" }
+}
+
 const fn cuda(name: &'static str, edits: &'static [Edit]) -> Mutant {
     Mutant { name, edits, caught_by: "cuda" }
 }
@@ -54,9 +58,34 @@ const PAGES: &str = "allocator/pages.rs";
 const HEAP: &str = "heap/mod.rs";
 const HISTORY: &str = "allocator/history.rs";
 const WRITTEN: &str = "trace/history.rs";
+const DEBUG: &str = "allocator/debug.rs";
 const EDIT: &str = "heap/edit.rs";
 
 pub const MUTANTS: &[Mutant] = &[
+    debug(
+        "the first byte behind a block is not guarded",
+        &[edit(
+            DEBUG,
+            "offset: span.offset + requested, size: span.size - requested,",
+            "offset: span.offset + requested + 1, size: span.size - requested - 1,",
+        )],
+    ),
+    debug(
+        "the newest leaves the quarantine first",
+        &[edit(DEBUG, "ledger.quarantine.pop_front()", "ledger.quarantine.pop_back()")],
+    ),
+    debug(
+        "poison is not looked at when a block leaves the quarantine",
+        &[edit(DEBUG, "self.look_at_poison(backend, key, &entry, &mut ledger.finds);\n            left", "left")],
+    ),
+    debug(
+        "the quarantine keeps its core",
+        &[edit(POOL, "if meter.read().blocks.current == self.quarantined {", "if false && meter.is_idle() {")],
+    ),
+    debug(
+        "memory runs out before the quarantine ends",
+        &[edit("allocator/ladder.rs", "if self.ends_quarantine()\n            && ", "if false\n            && ")],
+    ),
     history(
         "what a history overwrites is not counted",
         &[edit(HISTORY, "match written.saturating_sub(self.slots.len() as u64) {", "match 0 * written {")],
