@@ -1,7 +1,8 @@
 //! The core that every allocator of one backend shares, and the two entry points: `alloc` on the way down, `free` on the way up.
 //!
 //! # Locks
-//! `slow`, then one pool's `state`; never two states at once, and never the other way round.
+//! `slow`, then one pool's `state`; never two states at once, and never the other way round. [`Rank`] has the whole order, which debug
+//! builds hold every thread to.
 //! * `slow`: one thread at a time on the rungs behind the first search, for all pools of the core. It may be held across driver
 //!   calls. A drop never takes it.
 //! * `state` of a pool: heap, clocks, tags. Held for arithmetic only: never across a driver call, user code or I/O.
@@ -12,15 +13,12 @@
 //! * pools are only ever added.
 
 use std::any::{Any, TypeId};
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
-
-use parking_lot::{Mutex, RwLock};
 
 use super::error::AllocError;
 use super::ladder;
-use super::pool::{Grant, Need, Pool, State};
+use super::pool::{Grant, Need, Note, Pool, State};
 use super::reclaim::Hooks;
 use super::recording::{Numbers, Unpinning};
 use super::streams::{Handles, Retirement};
@@ -28,9 +26,11 @@ use super::tags::TagId;
 use super::waiting::Waiting;
 use crate::backend::{Backend, BackendError, Capabilities, Span};
 use crate::fence::Clocks;
-use crate::ids::{BlockId, PoolId, StreamId};
+use crate::ids::{Access, BlockId, PoolId, StreamId};
 use crate::policy::{Config, ConfigError, PoolConfig};
 use crate::stats::Meter;
+use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use crate::sync::{BriefMutex, Mutex, Outside, Rank, RwLock};
 use crate::units::align_up;
 
 /// The most pools of one allocator.
@@ -53,7 +53,9 @@ pub(crate) struct Slow {
 
 /// Everything behind the handles of one backend.
 pub(crate) struct Core {
-    pub backend: Box<dyn Backend>,
+    /// Itself, for the pools.
+    me: Weak<Core>,
+    pub backend: Outside<Box<dyn Backend>>,
     /// What the backend can do and the config allows.
     pub caps: Capabilities,
     /// Whether moved pages stay mapped at their old address until they are unmapped there, whatever the config says.
@@ -79,11 +81,10 @@ pub(crate) struct Core {
     pub kind: TypeId,
     /// Streams whose last handle went and that a slow call should retire.
     pub abandoned: Mutex<Vec<StreamId>>,
-    /// Locked before a pool's state, never after.
     pub handles: Mutex<Handles>,
     /// Streams that are open on the device, besides the default one.
     pub open: Mutex<Vec<StreamId>>,
-    /// Open recordings. Locked before a pool's state, never after.
+    /// Open recordings.
     pub recordings: Mutex<Numbers>,
     /// How much a request must ask about before it takes anything: pools of captures and graphs, and the loss of the device.
     pub special: AtomicU32,
@@ -101,7 +102,7 @@ impl Core {
         mut config: Config,
         default_limit: Option<u64>,
         kind: TypeId,
-    ) -> Result<Core, AllocError> {
+    ) -> Result<Arc<Core>, AllocError> {
         config.limit = config.limit.or(default_limit);
         config.validate()?;
         let mut caps = backend.capabilities();
@@ -110,32 +111,33 @@ impl Core {
         caps.alias &= config.alias;
         let quantum = config.quantum.unwrap_or(caps.quantum);
         check_quantum(quantum, &caps)?;
-        let core = Core {
-            backend,
+        let core = Arc::new_cyclic(|me| Core {
+            me: me.clone(),
+            backend: Outside(backend),
             caps,
             leaves_mapped,
             quantum,
-            config: RwLock::new(config),
+            config: RwLock::new(Rank::Config, config),
             pools: Box::new([const { OnceLock::new() }; POOLS_MAX]),
-            slow: Mutex::new(Slow::default()),
+            slow: Mutex::new(Rank::Slow, Slow::default()),
             hooks: Hooks::default(),
             waiting: Waiting::default(),
             reserved: AtomicU64::new(0),
             reserved_peak: AtomicU64::new(0),
-            deferred: Mutex::new(None),
+            deferred: Mutex::new(Rank::Leaf, None),
             lost: AtomicBool::new(false),
-            last_full_report: Mutex::new(None),
+            last_full_report: Mutex::new(Rank::Leaf, None),
             default_limit,
             kind,
-            abandoned: Mutex::new(Vec::new()),
-            handles: Mutex::default(),
-            open: Mutex::default(),
-            recordings: Mutex::default(),
+            abandoned: Mutex::new(Rank::Leaf, Vec::new()),
+            handles: Mutex::new(Rank::Handles, Handles::default()),
+            open: Mutex::new(Rank::Leaf, Vec::new()),
+            recordings: Mutex::new(Rank::Recordings, Numbers::default()),
             special: AtomicU32::new(0),
-            captures: Mutex::default(),
-            capture_pools: Mutex::default(),
-            graphs_gone: Mutex::default(),
-        };
+            captures: Mutex::new(Rank::Captures, Vec::new()),
+            capture_pools: Mutex::new(Rank::Leaf, Vec::new()),
+            graphs_gone: Mutex::new(Rank::Leaf, Vec::new()),
+        });
         core.add_pool("default", PoolConfig::default())?;
         Ok(core)
     }
@@ -156,15 +158,15 @@ impl Core {
             // A stream that exists already is known to the new pool too.
             self.pools().take(1).for_each(|pool| clocks.know(pool.state.lock().clocks.streams()));
         }
-        let mut state = State::new(self.quantum, clocks, &self.caps, poll_every);
+        let mut state = State::new(self.me.clone(), self.quantum, clocks, &self.caps, poll_every);
         let recordings = self.recordings.lock();
         recordings.open.iter().for_each(|number| state.recording_opened(*number));
         self.captures.lock().iter().for_each(|(stream, _)| state.clocks.set_recording(*stream, true));
         let pool = Pool {
             name: name.to_string(),
             tag: config.tag.as_deref().map_or(TagId::NONE, TagId::of),
-            config: RwLock::new(config),
-            state: Mutex::new(state),
+            config: RwLock::new(Rank::PoolConfig, config),
+            state: BriefMutex::new(Rank::State, state),
             meter: Meter::default(),
             pinned: AtomicBool::new(false),
         };
@@ -207,10 +209,25 @@ impl Core {
         }
     }
 
-    #[inline]
-    pub(crate) fn alloc(&self, id: PoolId, pool: &Pool, need: &Need) -> Result<Grant, AllocError> {
+    /// The first search for an ordinary request; nothing else happens on the hot path.
+    #[inline(always)]
+    pub(crate) fn alloc_at_once(&self, pool: &Pool, size: u64, align: u64, note: Note) -> Option<Grant> {
+        let mut guard = pool.state.lock();
+        let state = &mut *guard;
+        if state.care_is_due(&pool.meter) || !state.heap.aligns(align) {
+            return None;
+        }
+        let index = state.heap.take(size, Access::Now(note.stream()), &mut state.clocks)?;
+        Some(state.hand_out(index, align, note, &pool.meter))
+    }
+
+    /// Serves what cannot be served at once.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn alloc(&self, id: PoolId, need: &Need<'_>) -> Result<Grant, AllocError> {
+        let pool = self.pool(id);
         let mut state = pool.state.lock();
-        if state.care_is_due() {
+        if state.care_is_due(&pool.meter) && state.care_begins(&pool.meter) {
             drop(state);
             self.care(id, need.stream);
             state = pool.state.lock();
@@ -220,14 +237,6 @@ impl Core {
         }
         drop(state);
         ladder::climb(self, id, need)
-    }
-
-    /// Takes a block back. Never blocks on the driver, never calls user code.
-    #[inline]
-    pub(crate) fn free(&self, id: PoolId, block: BlockId) {
-        let pool = self.pool(id);
-        pool.state.lock().take_back(block, &pool.meter);
-        self.waiting.something_freed();
     }
 
     pub(crate) fn use_on(&self, id: PoolId, block: BlockId, stream: StreamId) {
@@ -311,7 +320,8 @@ impl Core {
     /// As [`Core::room`], but by the pool's own limit when that forbids so many more live bytes.
     pub(crate) fn binding_room(&self, id: PoolId, bytes: u64) -> Room {
         let stats = self.pool(id).meter.read();
-        match self.pool(id).config.read().limit {
+        let of_pool = self.pool(id).config.read().limit;
+        match of_pool {
             Some(limit) if stats.live.current.saturating_add(bytes) > limit => {
                 Room { left: limit.saturating_sub(stats.reserved.current), limit: Some(limit), of_pool: true }
             }

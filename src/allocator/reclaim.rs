@@ -4,12 +4,11 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
-
 use super::core::{Core, Slow};
 use super::{pages, segments};
 use crate::backend::{BackendError, Span};
 use crate::ids::{Access, PoolId};
+use crate::sync::{Mutex, Rank, assert_free_of_all, thread_local};
 use crate::units::align_down;
 
 /// What a reclaim hook is told: who needs memory.
@@ -29,7 +28,6 @@ thread_local! {
 }
 
 /// The user's reclaim hooks.
-#[derive(Default)]
 pub(crate) struct Hooks {
     list: Mutex<Vec<(u64, Hook)>>,
 }
@@ -48,7 +46,14 @@ impl Drop for HookGuard {
             list.iter().position(|(number, _)| *number == self.number).map(|at| list.remove(at))
         };
         // What the hook owns is the user's and goes without the lock.
+        assert_free_of_all();
         drop(hook);
+    }
+}
+
+impl Default for Hooks {
+    fn default() -> Self {
+        Hooks { list: Mutex::new(Rank::Leaf, Vec::new()) }
     }
 }
 
@@ -78,6 +83,7 @@ impl Hooks {
             }
         }
         let _leave = Leave;
+        assert_free_of_all();
         hooks.iter().for_each(|hook| hook(shortage));
         true
     }
