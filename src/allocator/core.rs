@@ -191,7 +191,7 @@ impl Core {
         Ok(PoolId(at as u16))
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn pool(&self, id: PoolId) -> &Pool {
         // Every id was given by `add_pool`, so the remainder changes nothing but saves a test.
         self.pools[usize::from(id.0) % POOLS_MAX].get().expect("a pool of this allocator")
@@ -208,13 +208,13 @@ impl Core {
         backend.downcast_ref()
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn find_pool(&self, id: PoolId) -> Option<&Pool> {
         self.pools.get(usize::from(id.0)).and_then(OnceLock::get).map(|pool| &**pool)
     }
 
     /// Rounds a request and checks what can be known beforehand.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn round(&self, bytes: u64, align: u64) -> Result<u64, AllocError> {
         if !align.is_power_of_two() || align > self.caps.base_align {
             return Err(AllocError::BadAlignment { align, max: self.caps.base_align });

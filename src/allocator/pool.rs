@@ -59,12 +59,12 @@ impl Note {
         Note { site: Some(site), padding: (size - requested) as u32, tag, stream: stream.0 }
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn stream(&self) -> StreamId {
         StreamId(self.stream & !Self::SHARED)
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn is_shared(&self) -> bool {
         self.stream & Self::SHARED != 0
     }
@@ -212,7 +212,7 @@ impl State {
         debug_assert!(self.keeper.is_some(), "a request is served through a handle");
     }
 
-    #[inline]
+    #[inline(always)]
     fn tag_use(&mut self, tag: TagId) -> &mut TagUse {
         let at = usize::from(tag.0);
         if at >= self.tags.len() {
@@ -223,7 +223,7 @@ impl State {
 
     /// The block comes back: its fence is what its streams have issued until now. Answers what kept the core for the blocks of
     /// this pool if there are none any more: to be dropped without the lock.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn take_back(&mut self, id: BlockId, meter: &Meter) -> Option<Arc<Core>> {
         let index = self.heap.live(id);
         let (Owned { size, .. }, note) = self.heap.owned(index);
@@ -318,9 +318,10 @@ impl State {
         meter.allocations() >= self.next_care
     }
 
-    /// The next time starts now. Answers whether there is anything to look for.
+    /// The next time starts now, later where there are many blocks: care may look at each of them, and is to cost each allocation
+    /// as little. Answers whether there is anything to look for.
     pub(crate) fn care_begins(&mut self, meter: &Meter) -> bool {
-        self.next_care = meter.allocations() + u64::from(self.poll_every);
+        self.next_care = meter.allocations() + u64::from(self.poll_every).max(self.heap.records() / 4);
         self.streams
     }
 
