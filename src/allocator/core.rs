@@ -226,11 +226,6 @@ impl Core {
         }
     }
 
-    /// What a request of so many bytes takes, for one that could be served.
-    pub(crate) fn rounded(&self, bytes: u64) -> u64 {
-        align_up(self.with_guard(bytes), self.quantum).unwrap_or(bytes)
-    }
-
     /// Bytes to ask the heap for, for so many of the user's.
     pub(crate) fn with_guard(&self, bytes: u64) -> u64 {
         self.debug.as_ref().map_or(bytes, |debug| debug.with_guard(bytes))

@@ -43,6 +43,22 @@ pub enum Action {
     Oom,
 }
 
+impl Action {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Action; 10] = [
+        Action::Alloc,
+        Action::Free,
+        Action::Use,
+        Action::Grow,
+        Action::Return,
+        Action::Remap,
+        Action::Trim,
+        Action::StreamWait,
+        Action::HostWait,
+        Action::Oom,
+    ];
+}
+
 impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
