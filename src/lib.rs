@@ -44,8 +44,8 @@
 //!            heap: where blocks lie. fence: which stream has seen which work. policy: config and pure choices.
 //!            stats: the accounting. pressure: how short memory is, in levels. snapshot: state, events, leaks and reports as data.
 //!            backend: the trait; the host, CUDA, wgpu, the simulated device.
-//! floor 0  units ids
-//!            bytes and their text; newtypes of ids
+//! floor 0  units ids sync/
+//!            bytes and their text; newtypes of ids; locks with their order, atomics
 //! ```
 //!
 //! The tool in `src/bin/larder` stands above all of them and uses the public API only.
@@ -68,7 +68,8 @@
 //!   places. [`heap::Heap::check`] recomputes its invariants from nothing, [`Allocator::check`] those of everything.
 //! * **Two kinds of locks, in this order**: *slow*, one for all pools of a backend (one thread on the rungs above the first search;
 //!   may call the driver), *state*, one for each pool (arithmetic only, never across a driver call, user code or I/O). A drop takes *state* only: it never waits for the device,
-//!   never panics on a driver's word, never calls user code.
+//!   never panics on a driver's word, never calls user code. Debug builds stop a thread that takes a lock out of order, or calls out with one
+//!   that is not to be held.
 //! * **Bytes are reused in order**: by the same stream at once, by another after completion or behind a wait on the device
 //!   ([`fence`]). Memory that the CPU touches is reused after completion only.
 //! * **requested <= live <= active <= reserved <= limit**, at every instant that a reader can see ([`stats`]).
@@ -113,6 +114,7 @@ pub mod policy;
 pub mod pressure;
 pub mod snapshot;
 pub mod stats;
+mod sync;
 pub mod trace;
 pub mod units;
 

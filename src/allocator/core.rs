@@ -1,7 +1,8 @@
 //! The core that every allocator of one backend shares, and the two entry points: `alloc` on the way down, `free` on the way up.
 //!
 //! # Locks
-//! `slow`, then one pool's `state`; never two states at once, and never the other way round.
+//! `slow`, then one pool's `state`; never two states at once, and never the other way round. [`Rank`] has the whole order, which debug
+//! builds hold every thread to.
 //! * `slow`: one thread at a time on the rungs behind the first search, for all pools of the core. It may be held across driver
 //!   calls. A drop never takes it.
 //! * `state` of a pool: heap, clocks, tags. Held for arithmetic only: never across a driver call, user code or I/O.
@@ -12,11 +13,8 @@
 //! * pools are only ever added.
 
 use std::any::{Any, TypeId};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
-
-use parking_lot::{Mutex, RwLock};
 
 use super::debug::Debug;
 use super::error::AllocError;
@@ -33,6 +31,8 @@ use crate::fence::Clocks;
 use crate::ids::{Access, BlockId, PoolId, StreamId};
 use crate::policy::{Config, ConfigError, PoolConfig};
 use crate::stats::Meter;
+use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use crate::sync::{BriefMutex, Mutex, Outside, Rank, RwLock};
 use crate::units::align_up;
 
 /// The most pools of one allocator.
@@ -57,7 +57,7 @@ pub(crate) struct Slow {
 pub(crate) struct Core {
     /// Itself, for the pools.
     me: Weak<Core>,
-    pub backend: Box<dyn Backend>,
+    pub backend: Outside<Box<dyn Backend>>,
     /// What the backend can do and the config allows.
     pub caps: Capabilities,
     /// Whether moved pages stay mapped at their old address until they are unmapped there, whatever the config says.
@@ -87,11 +87,10 @@ pub(crate) struct Core {
     pub kind: TypeId,
     /// Streams whose last handle went and that a slow call should retire.
     pub abandoned: Mutex<Vec<StreamId>>,
-    /// Locked before a pool's state, never after.
     pub handles: Mutex<Handles>,
     /// Streams that are open on the device, besides the default one.
     pub open: Mutex<Vec<StreamId>>,
-    /// Open recordings. Locked before a pool's state, never after.
+    /// Open recordings.
     pub recordings: Mutex<Numbers>,
     /// How much a request must ask about before it takes anything: pools of captures and graphs, the loss of the device, and debug mode.
     pub special: AtomicU32,
@@ -126,30 +125,30 @@ impl Core {
             me: me.clone(),
             special: AtomicU32::new(u32::from(debug.is_some())),
             debug,
-            backend,
+            backend: Outside(backend),
             caps,
             leaves_mapped,
             quantum,
-            config: RwLock::new(config),
+            config: RwLock::new(Rank::Config, config),
             pools: Box::new([const { OnceLock::new() }; POOLS_MAX]),
-            slow: Mutex::new(Slow::default()),
+            slow: Mutex::new(Rank::Slow, Slow::default()),
             hooks: Hooks::default(),
             waiting: Waiting::default(),
             reserved: AtomicU64::new(0),
             reserved_peak: AtomicU64::new(0),
-            deferred: Mutex::new(None),
+            deferred: Mutex::new(Rank::Leaf, None),
             lost: AtomicBool::new(false),
             clock: Arc::default(),
-            last_full_report: Mutex::new(None),
+            last_full_report: Mutex::new(Rank::Leaf, None),
             default_limit,
             kind,
-            abandoned: Mutex::new(Vec::new()),
-            handles: Mutex::default(),
-            open: Mutex::default(),
-            recordings: Mutex::default(),
-            captures: Mutex::default(),
-            capture_pools: Mutex::default(),
-            graphs_gone: Mutex::default(),
+            abandoned: Mutex::new(Rank::Leaf, Vec::new()),
+            handles: Mutex::new(Rank::Handles, Handles::default()),
+            open: Mutex::new(Rank::Leaf, Vec::new()),
+            recordings: Mutex::new(Rank::Recordings, Numbers::default()),
+            captures: Mutex::new(Rank::Captures, Vec::new()),
+            capture_pools: Mutex::new(Rank::Leaf, Vec::new()),
+            graphs_gone: Mutex::new(Rank::Leaf, Vec::new()),
         });
         core.add_pool("default", PoolConfig::default())?;
         Ok(core)
@@ -182,8 +181,8 @@ impl Core {
         let pool = Pool {
             name: name.to_string(),
             tag: config.tag.as_deref().map_or(TagId::NONE, TagId::of),
-            config: RwLock::new(config),
-            state: Mutex::new(state),
+            config: RwLock::new(Rank::PoolConfig, config),
+            state: BriefMutex::new(Rank::State, state),
             meter: Meter::default(),
             pinned: AtomicBool::new(false),
         };
@@ -236,7 +235,7 @@ impl Core {
     pub(crate) fn alloc_at_once(&self, pool: &Pool, size: u64, align: u64, note: Note) -> Option<Grant> {
         let mut guard = pool.state.lock();
         let state = &mut *guard;
-        if state.counts_request() || !state.heap.aligns(align) {
+        if state.care_is_due(&pool.meter) || !state.heap.aligns(align) {
             return None;
         }
         let index = state.heap.take(size, Access::Now(note.stream()), &mut state.clocks)?;
@@ -249,7 +248,7 @@ impl Core {
     pub(crate) fn alloc(&self, id: PoolId, need: &Need<'_>) -> Result<Grant, AllocError> {
         let pool = self.pool(id);
         let mut state = pool.state.lock();
-        if state.care_is_due() {
+        if state.care_is_due(&pool.meter) && state.care_begins(&pool.meter) {
             drop(state);
             self.care(id, need.stream);
             state = pool.state.lock();
@@ -342,7 +341,8 @@ impl Core {
     /// As [`Core::room`], but by the pool's own limit when that forbids so many more live bytes.
     pub(crate) fn binding_room(&self, id: PoolId, bytes: u64) -> Room {
         let stats = self.pool(id).meter.read();
-        match self.pool(id).config.read().limit {
+        let of_pool = self.pool(id).config.read().limit;
+        match of_pool {
             Some(limit) if stats.live.current.saturating_add(bytes) > limit => {
                 Room { left: limit.saturating_sub(stats.reserved.current), limit: Some(limit), of_pool: true }
             }

@@ -7,14 +7,12 @@
 //!
 //! What was found is kept until it is asked for: a drop neither fails nor calls user code.
 //!
-//! Lock: `ledger`, with no pool's state and no slow lock held, and none taken under it; the backend locks regions below it.
+//! Lock: `ledger`; no pool's state is taken under it, and the backend is called.
 //! Invariants: a block is in `live` from when it is filled until it is dropped, and then in `quarantine` until it comes back;
 //! `quarantined` is the sum of the sizes in `quarantine`.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::panic::Location;
-
-use parking_lot::Mutex;
 
 use super::core::Core;
 use super::pool::{Grant, Note};
@@ -23,6 +21,7 @@ use crate::backend::{Backend, Span};
 use crate::ids::{BlockId, PoolId};
 use crate::policy::{ConfigError, DebugConfig};
 use crate::snapshot::{Misuse, Wrong};
+use crate::sync::{Mutex, Rank};
 
 /// What a new block is filled with.
 const NEW: u8 = 0xA5;
@@ -67,7 +66,7 @@ impl Debug {
         let needs = [("debug.poison", config.poison), ("debug.guard", config.guard > 0)];
         match needs.into_iter().find(|(_, wanted)| *wanted && !backend.shows_bytes()) {
             Some((key, _)) => Err(ConfigError::NotHere { key, memory }),
-            None => Ok(Debug { config, ledger: Mutex::default() }),
+            None => Ok(Debug { config, ledger: Mutex::new(Rank::Ledger, Ledger::default()) }),
         }
     }
 

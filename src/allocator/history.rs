@@ -6,7 +6,6 @@
 //! Invariants: slots before `at` are of this lap, the others of the lap before, or blank in the first; `at <= due <= slots.len()`. [`crate::snapshot::Event::stamp`] says what the order between pools is worth.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use super::core::Core;
@@ -14,6 +13,7 @@ use super::pool::{Need, Note, State};
 use crate::heap::Owned;
 use crate::ids::{BlockId, PoolId, StreamId};
 use crate::snapshot::{Action, Event, History, Window};
+use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// The clock is read at every so many events of a pool.
 const CLOCK_EVERY: usize = 128;

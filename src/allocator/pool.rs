@@ -7,11 +7,8 @@
 
 use std::collections::BTreeMap;
 use std::panic::Location;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
-
-use parking_lot::{Mutex, RwLock};
 
 use super::core::Core;
 use super::history::Ring;
@@ -23,13 +20,15 @@ use crate::ids::{Access, BlockId, FenceId, RegionId, StreamId};
 use crate::policy::PoolConfig;
 use crate::snapshot::Action;
 use crate::stats::Meter;
+use crate::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use crate::sync::{BriefMutex, RwLock};
 
 /// A heap over regions of its own, with its own lock.
 pub(crate) struct Pool {
     pub name: String,
     pub config: RwLock<PoolConfig>,
     pub tag: TagId,
-    pub state: Mutex<State>,
+    pub state: BriefMutex<State>,
     pub meter: Meter,
     /// Whether its pages stay where they are: a captured graph uses them.
     pub pinned: AtomicBool,
@@ -123,7 +122,8 @@ pub(crate) struct State {
     recordings: Vec<StreamId>,
     pub tags: Vec<TagUse>,
     pub history: Option<Box<Ring>>,
-    until_poll: u32,
+    /// The number of allocations at which completed work is looked for.
+    next_care: u64,
     poll_every: u32,
     /// Whether uses of this memory are ordered by streams at all.
     streams: bool,
@@ -147,7 +147,7 @@ impl State {
             recordings: Vec::new(),
             tags: vec![TagUse::default()],
             history: None,
-            until_poll: poll_every,
+            next_care: u64::from(poll_every),
             poll_every,
             streams: caps.streams,
             retreats: caps.alias,
@@ -285,7 +285,7 @@ impl State {
     fn idle(&mut self) -> Option<Arc<Core>> {
         if self.retreats && self.heap.is_scattered() {
             // The next request finds nothing live: a good moment to bring free pages together.
-            self.until_poll = 1;
+            self.next_care = 0;
         }
         self.keeper.take()
     }
@@ -325,25 +325,21 @@ impl State {
             || self.heap.places().any(|place| self.heap.blocks(place).any(own))
     }
 
-    /// Counts a request. Whether it is time to look for completed work and the like.
+    /// Whether it is time to look for completed work and the like.
     #[inline(always)]
-    pub(crate) fn counts_request(&mut self) -> bool {
-        self.until_poll = self.until_poll.saturating_sub(1);
-        self.until_poll == 0
+    pub(crate) fn care_is_due(&self, meter: &Meter) -> bool {
+        meter.allocations() >= self.next_care
     }
 
-    /// Whether that time has come; it starts anew.
-    pub(crate) fn care_is_due(&mut self) -> bool {
-        if self.until_poll > 0 {
-            return false;
-        }
-        self.until_poll = self.poll_every;
+    /// The next time starts now. Answers whether there is anything to look for.
+    pub(crate) fn care_begins(&mut self, meter: &Meter) -> bool {
+        self.next_care = meter.allocations() + u64::from(self.poll_every);
         self.streams
     }
 
     pub(crate) fn set_poll_every(&mut self, every: u32) {
         self.poll_every = every;
-        self.until_poll = every;
+        self.next_care = 0;
     }
 
     /// A region's slot in the heap, with its base remembered.
