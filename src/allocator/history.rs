@@ -3,7 +3,7 @@
 //! The ring is made when the history is switched on; an event writes one slot of it, and allocates nothing. Site and
 //! label are kept as they are; texts are made outside the lock.
 //!
-//! Invariants: slots before `at` are of this lap, the others of the lap before, or blank in the first; `at <= due <= slots.len()`. [`crate::snapshot::Event::stamp`] says what the order between pools is worth.
+//! Invariants: slots before `at` are of this lap, the others of the lap before, or blank in the first; `at < due <= slots.len()`. [`crate::snapshot::Event::stamp`] says what the order between pools is worth.
 
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -76,7 +76,7 @@ impl Slot {
 pub(crate) struct Ring {
     clock: Arc<Clock>,
     slots: Box<[Slot]>,
-    /// Where the next event goes, unless that is the end.
+    /// Where the next event goes.
     at: usize,
     /// Where the clock is read, or the lap over.
     due: usize,
@@ -98,7 +98,10 @@ impl Ring {
     pub(crate) fn new(len: usize, clock: &Arc<Clock>, from: u64) -> Option<Box<Ring>> {
         let slots = vec![BLANK; len].into_boxed_slice();
         let cause = Note::BLANK;
-        (len > 0).then(|| Box::new(Ring { clock: clock.clone(), slots, at: 0, due: 0, laps: 0, from, cause }))
+        (len > 0).then(|| {
+            clock.tick();
+            Box::new(Ring { clock: clock.clone(), slots, at: 0, due: len.min(CLOCK_EVERY), laps: 0, from, cause })
+        })
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -112,14 +115,15 @@ impl Ring {
     /// Writes down what happened to a block.
     #[inline(always)]
     pub(crate) fn write(&mut self, action: Action, align: u64, block: Owned, address: u64, note: Note) {
-        if self.at == self.due {
-            self.turn();
-        }
         let stamp = self.clock.last.load(Relaxed) + STAMP;
         self.clock.last.store(stamp, Relaxed);
         let (stamp, size) = (stamp | u64::from(align.trailing_zeros()), block.size | action as u64);
         self.slots[self.at] = Slot { stamp, note, address, size, block: block.id };
         self.at += 1;
+        // Last, so that nothing is kept over the call.
+        if self.at == self.due {
+            self.turn();
+        }
     }
 
     /// Reads the clock, and begins a new lap where one is over.
@@ -151,7 +155,7 @@ impl Ring {
         let written = self.laps * self.slots.len() as u64 + self.at as u64;
         match written.saturating_sub(self.slots.len() as u64) {
             0 => Window { pool, from: self.from, overwritten: 0 },
-            overwritten => Window { pool, from: self.slots[self.at % self.slots.len()].stamp / STAMP, overwritten },
+            overwritten => Window { pool, from: self.slots[self.at].stamp / STAMP, overwritten },
         }
     }
 }
