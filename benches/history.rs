@@ -64,8 +64,8 @@ fn only(which: &str, traces: &[(String, Trace)]) {
     }
 }
 
-/// How long an allocation on another thread is held up while a snapshot is made, and what a snapshot takes in all: medians. What the machine does besides counts
-/// against both.
+/// How long an allocation on another thread is held up when it meets a snapshot, and what a snapshot takes in all: the least of 31, because all else that
+/// the machine does counts too.
 fn holds(blocks: usize) {
     let config = Config::default().history(blocks);
     let (allocator, _sim) = Allocator::simulated(SimConfig::default(), config).expect("a device");
@@ -92,14 +92,12 @@ fn holds(blocks: usize) {
         }
         over.store(true, Relaxed);
     });
-    waited.sort_unstable();
-    took.sort_unstable();
+    let met = waited.into_iter().filter(|waited| *waited > Duration::from_micros(100)).min().unwrap_or_default();
+    let took = took.into_iter().min().unwrap_or_default();
     let events = snapshot.history.as_ref().map_or(0, |history| history.events.len());
     let blocks: usize = snapshot.pools[0].regions.iter().map(|region| region.blocks.len()).sum();
     println!(
-        "a snapshot of {blocks} blocks and {events} events holds an allocation up for {:.1?} and takes {:.1?}",
-        waited[waited.len() / 2],
-        took[took.len() / 2]
+        "a snapshot of {blocks} blocks and {events} events holds an allocation up for {met:.1?} and takes {took:.1?}"
     );
 }
 
