@@ -92,7 +92,8 @@ pub(crate) struct Core {
     pub open: Mutex<Vec<StreamId>>,
     /// Open recordings.
     pub recordings: Mutex<Numbers>,
-    /// How much a request must ask about before it takes anything: pools of captures and graphs, the loss of the device, and debug mode.
+    /// How much a request must ask about before it takes anything: pools of captures and graphs, the loss of the device, and
+    /// debug mode.
     pub special: AtomicU32,
     /// Streams under announced captures, each with the capture's pool. Grows under `slow` only.
     pub captures: Mutex<Vec<(StreamId, PoolId)>>,

@@ -2,8 +2,9 @@
 //!
 //! * *Guards* stand behind the bytes asked for, up to the end of the block. They are looked at when the block is dropped.
 //! * *Poison* fills a new block, and a dropped one with another pattern.
-//! * The *quarantine* keeps dropped blocks from being used again, the oldest leaving first; when one leaves, its poison is looked at. A block in it is live in
-//!   every figure: it was dropped by its user and has not come back yet. The ladder, `purge` and the end of the allocator empty it.
+//! * The *quarantine* keeps dropped blocks from being used again, the oldest leaving first; when one leaves, its poison is looked at.
+//!   A block in it is live in every figure: it was dropped by its user and has not come back yet. The ladder, `purge` and the end of
+//!   the allocator empty it.
 //!
 //! What was found is kept until it is asked for: a drop neither fails nor calls user code.
 //!
@@ -242,7 +243,8 @@ impl Core {
     }
 }
 
-/// Panics where it stands when debug mode found a block that was written where nobody owned it ([`Allocator::misuses`](crate::Allocator::misuses)). For tests.
+/// Panics where it stands when debug mode found a block that was written where nobody owned it
+/// ([`Allocator::misuses`](crate::Allocator::misuses)). For tests.
 ///
 /// ```
 /// use larder::{Allocator, Config, policy::DebugConfig};

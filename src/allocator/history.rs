@@ -3,7 +3,8 @@
 //! The ring is made when the history is switched on; an event writes one slot of it, and allocates nothing. Site and
 //! label are kept as they are; texts are made outside the lock.
 //!
-//! Invariants: slots before `at` are of this lap, the others of the lap before, or blank in the first; `at < due <= slots.len()`. [`crate::snapshot::Event::stamp`] says what the order between pools is worth.
+//! Invariants: slots before `at` are of this lap, the others of the lap before, or blank in the first; `at < due <= slots.len()`.
+//! [`crate::snapshot::History`] says what the order between pools is worth.
 
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
