@@ -18,7 +18,7 @@ pub(crate) enum Rank {
     PoolConfig,
     /// The config.
     Config,
-    /// What debug mode knows of blocks. Held while bytes are filled and looked at.
+    /// What debug mode keeps. Held while it looks at bytes.
     Ledger,
     /// A pool's heap and clocks: arithmetic only, and no two pools' at once.
     State,

@@ -55,10 +55,10 @@ const CORE: &str = "allocator/core.rs";
 const POOL: &str = "allocator/pool.rs";
 const STREAMS: &str = "allocator/streams.rs";
 const PAGES: &str = "allocator/pages.rs";
+const PARTS: &str = "heap/parts.rs";
 const HISTORY: &str = "allocator/history.rs";
 const WRITTEN: &str = "trace/history.rs";
 const DEBUG: &str = "allocator/debug.rs";
-const PARTS: &str = "heap/parts.rs";
 const EDIT: &str = "heap/edit.rs";
 
 pub const MUTANTS: &[Mutant] = &[
