@@ -77,20 +77,10 @@ impl Debug {
     }
 
     /// Fills a new block, which its user has not seen, and writes it down.
-    #[cold]
-    #[inline(never)]
-    pub(super) fn gave(&self, core: &Core, (pool, grant): (PoolId, Grant), requested: u64, note: Note) {
-        let (backend, key) = (&*core.backend, (pool, grant.id));
-        let entry = Entry {
-            span: core.span(pool, grant.id),
-            address: grant.address,
-            requested,
-            tag: note.tag,
-            site: note.site,
-        };
+    fn gave(&self, backend: &dyn Backend, key: Key, entry: Entry) {
         let mut ledger = self.ledger.lock();
         if self.config.poison {
-            fill(backend, Span { size: requested, ..entry.span }, NEW);
+            fill(backend, Span { size: entry.requested, ..entry.span }, NEW);
         }
         self.guard_of(&entry).into_iter().for_each(|guard| fill(backend, guard, GUARD));
         ledger.live.insert(key, entry);
@@ -208,6 +198,16 @@ fn is_all(bytes: &[u8], byte: u8) -> bool {
 }
 
 impl Core {
+    /// A block was given out in debug mode. What it was noted as is looked up, so that nothing is kept for this on the hot path.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn alloc_in_debug(&self, id: PoolId, grant: Grant, requested: u64) {
+        let Some(debug) = &self.debug else { return };
+        let Note { tag, site, .. } = *self.pool(id).state.lock().heap.note(grant.id.index);
+        let entry = Entry { span: self.span(id, grant.id), address: grant.address, requested, tag, site };
+        debug.gave(&*self.backend, (id, grant.id), entry);
+    }
+
     /// A block was dropped in debug mode.
     #[cold]
     #[inline(never)]

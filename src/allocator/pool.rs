@@ -244,7 +244,7 @@ impl State {
 
     /// The block comes back: its fence is what its streams have issued until now. Answers what kept the core for the blocks of
     /// this pool if there are none any more: to be dropped without the lock.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn take_back(&mut self, id: BlockId, meter: &Meter) -> Option<Arc<Core>> {
         let index = self.heap.live(id);
         let (Owned { size, .. }, note) = self.heap.owned(index);
@@ -276,6 +276,8 @@ impl State {
     }
 
     /// A block that debug mode kept comes back.
+    #[cold]
+    #[inline(never)]
     pub(crate) fn leaves_quarantine(&mut self, id: BlockId, meter: &Meter) -> Option<Arc<Core>> {
         self.quarantined -= 1;
         self.take_back(id, meter)
