@@ -92,7 +92,8 @@ pub(crate) struct Core {
     pub open: Mutex<Vec<StreamId>>,
     /// Open recordings.
     pub recordings: Mutex<Numbers>,
-    /// How much a request must ask about before it takes anything: pools of captures and graphs, the loss of the device, and debug mode.
+    /// How much a request must ask about before it takes anything: pools of captures and graphs, the loss of the device, and
+    /// debug mode.
     pub special: AtomicU32,
     /// Streams under announced captures, each with the capture's pool. Grows under `slow` only.
     pub captures: Mutex<Vec<(StreamId, PoolId)>>,
@@ -223,11 +224,6 @@ impl Core {
             Some(size) if size <= self.caps.region_max => Ok(size),
             _ => Err(AllocError::TooLarge { requested: bytes, max: self.caps.region_max }),
         }
-    }
-
-    /// What a request of so many bytes takes, for one that could be served.
-    pub(crate) fn rounded(&self, bytes: u64) -> u64 {
-        align_up(self.with_guard(bytes), self.quantum).unwrap_or(bytes)
     }
 
     /// Bytes to ask the heap for, for so many of the user's.

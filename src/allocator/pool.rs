@@ -18,6 +18,7 @@ use crate::fence::Clocks;
 use crate::heap::{Heap, Owned, State as BlockState};
 use crate::ids::{Access, BlockId, FenceId, RegionId, StreamId};
 use crate::policy::PoolConfig;
+use crate::snapshot::Action;
 use crate::stats::Meter;
 use crate::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use crate::sync::{BriefMutex, RwLock};
@@ -46,6 +47,17 @@ pub(crate) struct Note {
 
 impl Note {
     const SHARED: u16 = 1 << 15;
+    pub(crate) const BLANK: Note = Note { site: None, padding: 0, tag: TagId::NONE, stream: 0 };
+
+    /// What a request's block will be noted as.
+    pub(crate) fn of(need: &Need<'_>) -> Note {
+        Note::new(need.site, need.tag, need.stream, need.size, need.requested)
+    }
+
+    /// The same on another stream.
+    pub(crate) fn on(self, stream: StreamId) -> Note {
+        Note { stream: stream.0, ..self }
+    }
 
     /// The note of a block of `size` bytes of which `requested` were asked for.
     #[inline(always)]
@@ -174,8 +186,7 @@ impl State {
 
     /// Counts a block that was just taken and says where it is.
     pub(crate) fn grant(&mut self, index: u32, need: &Need<'_>, meter: &Meter) -> Grant {
-        let note = Note::new(need.site, need.tag, need.stream, need.size, need.requested);
-        self.hand_out(index, need.align, note, meter)
+        self.hand_out(index, need.align, Note::of(need), meter)
     }
 
     /// As [`State::grant`]. What it is told comes piece by piece, so that it stays in registers.
@@ -192,18 +203,31 @@ impl State {
             self.keep_core();
         }
         if self.history.is_some() {
-            self.remember(index, |history, block, address, note| history.gave(block, address, note, align));
+            self.remember_alloc(index, align);
         }
         grant
     }
 
     /// Writes down what happened to a live block, where a history is kept.
-    #[inline(never)]
-    fn remember(&mut self, index: u32, write: impl FnOnce(&mut Ring, Owned, u64, &Note)) {
+    #[inline(always)]
+    fn remember(&mut self, action: Action, index: u32, align: u64) {
         let (block, note) = self.heap.owned(index);
         if let Some(history) = &mut self.history {
-            write(history, block, self.bases[usize::from(block.place)] + block.offset, note);
+            history.write(action, align, block, self.bases[usize::from(block.place)] + block.offset, *note);
         }
+    }
+
+    fn remember_use(&mut self, index: u32, stream: StreamId) {
+        let (block, note) = self.heap.owned(index);
+        if let Some(history) = &mut self.history {
+            let address = self.bases[usize::from(block.place)] + block.offset;
+            history.write(Action::Use, 1, block, address, note.on(stream));
+        }
+    }
+
+    #[inline(never)]
+    fn remember_alloc(&mut self, index: u32, align: u64) {
+        self.remember(Action::Alloc, index, align);
     }
 
     #[cold]
@@ -229,7 +253,7 @@ impl State {
         let (Owned { size, .. }, note) = self.heap.owned(index);
         let note = *note;
         if self.history.is_some() {
-            self.remember(index, Ring::took_back);
+            self.remember(Action::Free, index, 1);
         }
         let fence = if self.drops_are_plain && !note.is_shared() {
             self.clocks.freed_on(note.stream())
@@ -261,6 +285,8 @@ impl State {
     }
 
     /// A block that debug mode kept comes back.
+    #[cold]
+    #[inline(never)]
     pub(crate) fn leaves_quarantine(&mut self, id: BlockId, meter: &Meter) -> Option<Arc<Core>> {
         self.quarantined -= 1;
         self.take_back(id, meter)
@@ -300,7 +326,7 @@ impl State {
         let users = self.users.entry(index).or_default();
         if !users.contains(&stream) {
             users.push(stream);
-            self.remember(index, |history, block, address, note| history.used(block, address, note, stream));
+            self.remember_use(index, stream);
         }
     }
 
