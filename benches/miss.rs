@@ -86,7 +86,11 @@ fn crowd<M: Memory>(allocator: &Allocator<M>, count: usize, bytes: u64) -> Vec<O
 }
 
 /// Blocks of a page each on these streams in turns, of work that never ends by itself.
-fn busy(count: usize, memory: SimConfig, config: Config) -> (Allocator<Simulated>, [Stream; 2], Vec<Option<Block<Simulated>>>) {
+fn busy(
+    count: usize,
+    memory: SimConfig,
+    config: Config,
+) -> (Allocator<Simulated>, [Stream; 2], Vec<Option<Block<Simulated>>>) {
     let (allocator, _) = device(SimConfig { lag: Lag::Never, ..memory }, config);
     let streams = [(); 2].map(|()| allocator.stream().expect("streams"));
     let blocks = (0..count).map(|at| Some(allocator.alloc_on(&streams[at % 2], PAGE).expect("room"))).collect();
@@ -199,7 +203,9 @@ fn error(live: usize) -> f64 {
     let (change, answer) = timed(&allocator, || allocator.alloc(PAGE));
     let error = answer.expect_err("a limit that is reached");
     let report = error.report().expect("out of memory");
-    assert!(report.verdict() == Verdict::LimitReached && report.trail.last().is_some_and(|step| step.rung == Rung::Grow));
+    assert!(
+        report.verdict() == Verdict::LimitReached && report.trail.last().is_some_and(|step| step.rung == Rung::Grow)
+    );
     change.us
 }
 

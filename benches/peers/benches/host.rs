@@ -238,6 +238,11 @@ fn groups(criterion: &mut Criterion) {
 }
 
 fn main() {
+    let flags = option_env!("CXXFLAGS").unwrap_or_default();
+    assert!(
+        flags.contains("-DNDEBUG"),
+        "snmalloc is built with assertions: build in this package's folder, see .cargo/config.toml"
+    );
     if let Ok(order) = std::env::var(RESIDENT) {
         return resident_of(&order);
     }

@@ -65,11 +65,7 @@ unsafe extern "system" fn allocate(
     vk::Result::SUCCESS
 }
 
-unsafe extern "system" fn free(
-    device: vk::Device,
-    memory: vk::DeviceMemory,
-    _: *const vk::AllocationCallbacks<'_>,
-) {
+unsafe extern "system" fn free(device: vk::Device, memory: vk::DeviceMemory, _: *const vk::AllocationCallbacks<'_>) {
     // SAFETY: the handle is the address of a stand-in that lives.
     let device = unsafe { &*(device.as_raw() as *const StandIn) };
     device.used.set(device.used.get() - memory.as_raw());
