@@ -11,10 +11,10 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::allocator::{AllocError, Allocator, Any, Block, Memory, Request};
 use crate::backend::BackendError;
+use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use crate::units::Bytes;
 
 /// Memories in the order in which they are asked. Cheap to clone; clones share the counts of the tiers that they had when they

@@ -15,7 +15,8 @@
 
 #![forbid(unsafe_code)]
 
-use std::sync::atomic::{AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release, fence};
+use crate::sync::atomic::{AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release, fence};
+use crate::sync::spin_loop;
 
 /// One quantity over time, in bytes (or a count).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -234,6 +235,12 @@ impl Meter {
         });
     }
 
+    /// How many blocks were ever given out.
+    #[inline(always)]
+    pub fn allocations(&self) -> u64 {
+        self.blocks.allocated.get()
+    }
+
     /// Whether nothing is live.
     #[inline]
     pub fn is_idle(&self) -> bool {
@@ -342,7 +349,7 @@ impl Meter {
                     return stats;
                 }
             }
-            std::hint::spin_loop();
+            spin_loop();
         }
     }
 

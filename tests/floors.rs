@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 const FLOORS: &[(&str, u8)] = &[
     ("units", 0),
     ("ids", 0),
+    ("sync", 0),
     ("dtype", 0),
     ("heap", 1),
     ("fence", 1),
@@ -40,6 +41,7 @@ const BESIDE: &[(&str, &str)] =
 
 /// The files that may hold `unsafe`.
 const UNSAFE: &[&str] = &[
+    "src/allocator/block.rs",
     "src/backend/cuda/compiler.rs",
     "src/backend/cuda/driver.rs",
     "src/backend/cuda/library.rs",
@@ -50,6 +52,7 @@ const UNSAFE: &[&str] = &[
     "src/native/cudarc.rs",
     "src/native/host.rs",
     "src/native/pinned.rs",
+    "src/sync/brief.rs",
     "src/trace/cpu_time.rs",
 ];
 

@@ -1,7 +1,8 @@
 //! The core that every allocator of one backend shares, and the two entry points: `alloc` on the way down, `free` on the way up.
 //!
 //! # Locks
-//! `slow`, then one pool's `state`; never two states at once, and never the other way round.
+//! `slow`, then one pool's `state`; never two states at once, and never the other way round. [`Rank`] has the whole order, which debug
+//! builds hold every thread to.
 //! * `slow`: one thread at a time on the rungs behind the first search, for all pools of the core. It may be held across driver
 //!   calls. A drop never takes it.
 //! * `state` of a pool: heap, clocks, tags. Held for arithmetic only: never across a driver call, user code or I/O.
@@ -12,15 +13,14 @@
 //! * pools are only ever added.
 
 use std::any::{Any, TypeId};
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
 
-use parking_lot::{Mutex, RwLock};
-
+use super::debug::Debug;
 use super::error::AllocError;
+use super::history::{Clock, Ring};
 use super::ladder;
-use super::pool::{Grant, Need, Pool, State};
+use super::pool::{Grant, Need, Note, Pool, State};
 use super::reclaim::Hooks;
 use super::recording::{Numbers, Unpinning};
 use super::streams::{Handles, Retirement};
@@ -28,9 +28,11 @@ use super::tags::TagId;
 use super::waiting::Waiting;
 use crate::backend::{Backend, BackendError, Capabilities, Span};
 use crate::fence::Clocks;
-use crate::ids::{BlockId, PoolId, StreamId};
+use crate::ids::{Access, BlockId, PoolId, StreamId};
 use crate::policy::{Config, ConfigError, PoolConfig};
 use crate::stats::Meter;
+use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use crate::sync::{BriefMutex, Mutex, Outside, Rank, RwLock};
 use crate::units::align_up;
 
 /// The most pools of one allocator.
@@ -53,7 +55,9 @@ pub(crate) struct Slow {
 
 /// Everything behind the handles of one backend.
 pub(crate) struct Core {
-    pub backend: Box<dyn Backend>,
+    /// Itself, for the pools.
+    me: Weak<Core>,
+    pub backend: Outside<Box<dyn Backend>>,
     /// What the backend can do and the config allows.
     pub caps: Capabilities,
     /// Whether moved pages stay mapped at their old address until they are unmapped there, whatever the config says.
@@ -71,6 +75,10 @@ pub(crate) struct Core {
     /// An error met where it could not be returned; the next slow call returns it.
     pub deferred: Mutex<Option<BackendError>>,
     pub lost: AtomicBool,
+    /// Debug mode, when it is on.
+    pub debug: Option<Box<Debug>>,
+    /// What stamps the events of histories.
+    pub clock: Arc<Clock>,
     /// When the last full report was made.
     pub last_full_report: Mutex<Option<Instant>>,
     /// The limit where the config has none.
@@ -79,13 +87,12 @@ pub(crate) struct Core {
     pub kind: TypeId,
     /// Streams whose last handle went and that a slow call should retire.
     pub abandoned: Mutex<Vec<StreamId>>,
-    /// Locked before a pool's state, never after.
     pub handles: Mutex<Handles>,
     /// Streams that are open on the device, besides the default one.
     pub open: Mutex<Vec<StreamId>>,
-    /// Open recordings. Locked before a pool's state, never after.
+    /// Open recordings.
     pub recordings: Mutex<Numbers>,
-    /// How much a request must ask about before it takes anything: pools of captures and graphs, and the loss of the device.
+    /// How much a request must ask about before it takes anything: pools of captures and graphs, the loss of the device, and debug mode.
     pub special: AtomicU32,
     /// Streams under announced captures, each with the capture's pool. Grows under `slow` only.
     pub captures: Mutex<Vec<(StreamId, PoolId)>>,
@@ -101,7 +108,7 @@ impl Core {
         mut config: Config,
         default_limit: Option<u64>,
         kind: TypeId,
-    ) -> Result<Core, AllocError> {
+    ) -> Result<Arc<Core>, AllocError> {
         config.limit = config.limit.or(default_limit);
         config.validate()?;
         let mut caps = backend.capabilities();
@@ -110,32 +117,39 @@ impl Core {
         caps.alias &= config.alias;
         let quantum = config.quantum.unwrap_or(caps.quantum);
         check_quantum(quantum, &caps)?;
-        let core = Core {
-            backend,
+        let debug = match config.debug {
+            Some(debug) => Some(Box::new(Debug::new(debug, &*backend)?)),
+            None => None,
+        };
+        let core = Arc::new_cyclic(|me| Core {
+            me: me.clone(),
+            special: AtomicU32::new(u32::from(debug.is_some())),
+            debug,
+            backend: Outside(backend),
             caps,
             leaves_mapped,
             quantum,
-            config: RwLock::new(config),
+            config: RwLock::new(Rank::Config, config),
             pools: Box::new([const { OnceLock::new() }; POOLS_MAX]),
-            slow: Mutex::new(Slow::default()),
+            slow: Mutex::new(Rank::Slow, Slow::default()),
             hooks: Hooks::default(),
             waiting: Waiting::default(),
             reserved: AtomicU64::new(0),
             reserved_peak: AtomicU64::new(0),
-            deferred: Mutex::new(None),
+            deferred: Mutex::new(Rank::Leaf, None),
             lost: AtomicBool::new(false),
-            last_full_report: Mutex::new(None),
+            clock: Arc::default(),
+            last_full_report: Mutex::new(Rank::Leaf, None),
             default_limit,
             kind,
-            abandoned: Mutex::new(Vec::new()),
-            handles: Mutex::default(),
-            open: Mutex::default(),
-            recordings: Mutex::default(),
-            special: AtomicU32::new(0),
-            captures: Mutex::default(),
-            capture_pools: Mutex::default(),
-            graphs_gone: Mutex::default(),
-        };
+            abandoned: Mutex::new(Rank::Leaf, Vec::new()),
+            handles: Mutex::new(Rank::Handles, Handles::default()),
+            open: Mutex::new(Rank::Leaf, Vec::new()),
+            recordings: Mutex::new(Rank::Recordings, Numbers::default()),
+            captures: Mutex::new(Rank::Captures, Vec::new()),
+            capture_pools: Mutex::new(Rank::Leaf, Vec::new()),
+            graphs_gone: Mutex::new(Rank::Leaf, Vec::new()),
+        });
         core.add_pool("default", PoolConfig::default())?;
         Ok(core)
     }
@@ -150,21 +164,25 @@ impl Core {
         if at == POOLS_MAX {
             return Err(AllocError::TooManyPools { max: POOLS_MAX });
         }
-        let poll_every = self.config.read().poll_every;
+        let (poll_every, history) = {
+            let config = self.config.read();
+            (config.poll_every, config.history)
+        };
         let mut clocks = Clocks::new(self.caps.host_ordered);
         if at > 0 {
             // A stream that exists already is known to the new pool too.
             self.pools().take(1).for_each(|pool| clocks.know(pool.state.lock().clocks.streams()));
         }
-        let mut state = State::new(self.quantum, clocks, &self.caps, poll_every);
+        let mut state = State::new(self.me.clone(), self.quantum, clocks, &self.caps, poll_every);
+        state.history = Ring::new(history, &self.clock, 0);
         let recordings = self.recordings.lock();
         recordings.open.iter().for_each(|number| state.recording_opened(*number));
         self.captures.lock().iter().for_each(|(stream, _)| state.clocks.set_recording(*stream, true));
         let pool = Pool {
             name: name.to_string(),
             tag: config.tag.as_deref().map_or(TagId::NONE, TagId::of),
-            config: RwLock::new(config),
-            state: Mutex::new(state),
+            config: RwLock::new(Rank::PoolConfig, config),
+            state: BriefMutex::new(Rank::State, state),
             meter: Meter::default(),
             pinned: AtomicBool::new(false),
         };
@@ -207,10 +225,35 @@ impl Core {
         }
     }
 
-    #[inline]
-    pub(crate) fn alloc(&self, id: PoolId, pool: &Pool, need: &Need) -> Result<Grant, AllocError> {
+    /// What a request of so many bytes takes, for one that could be served.
+    pub(crate) fn rounded(&self, bytes: u64) -> u64 {
+        align_up(self.with_guard(bytes), self.quantum).unwrap_or(bytes)
+    }
+
+    /// Bytes to ask the heap for, for so many of the user's.
+    pub(crate) fn with_guard(&self, bytes: u64) -> u64 {
+        self.debug.as_ref().map_or(bytes, |debug| debug.with_guard(bytes))
+    }
+
+    /// The first search for an ordinary request; nothing else happens on the hot path.
+    #[inline(always)]
+    pub(crate) fn alloc_at_once(&self, pool: &Pool, size: u64, align: u64, note: Note) -> Option<Grant> {
+        let mut guard = pool.state.lock();
+        let state = &mut *guard;
+        if state.care_is_due(&pool.meter) || !state.heap.aligns(align) {
+            return None;
+        }
+        let index = state.heap.take(size, Access::Now(note.stream()), &mut state.clocks)?;
+        Some(state.hand_out(index, align, note, &pool.meter))
+    }
+
+    /// Serves what cannot be served at once.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn alloc(&self, id: PoolId, need: &Need<'_>) -> Result<Grant, AllocError> {
+        let pool = self.pool(id);
         let mut state = pool.state.lock();
-        if state.care_is_due() {
+        if state.care_is_due(&pool.meter) && state.care_begins(&pool.meter) {
             drop(state);
             self.care(id, need.stream);
             state = pool.state.lock();
@@ -220,14 +263,6 @@ impl Core {
         }
         drop(state);
         ladder::climb(self, id, need)
-    }
-
-    /// Takes a block back. Never blocks on the driver, never calls user code.
-    #[inline]
-    pub(crate) fn free(&self, id: PoolId, block: BlockId) {
-        let pool = self.pool(id);
-        pool.state.lock().take_back(block, &pool.meter);
-        self.waiting.something_freed();
     }
 
     pub(crate) fn use_on(&self, id: PoolId, block: BlockId, stream: StreamId) {
@@ -311,7 +346,8 @@ impl Core {
     /// As [`Core::room`], but by the pool's own limit when that forbids so many more live bytes.
     pub(crate) fn binding_room(&self, id: PoolId, bytes: u64) -> Room {
         let stats = self.pool(id).meter.read();
-        match self.pool(id).config.read().limit {
+        let of_pool = self.pool(id).config.read().limit;
+        match of_pool {
             Some(limit) if stats.live.current.saturating_add(bytes) > limit => {
                 Room { left: limit.saturating_sub(stats.reserved.current), limit: Some(limit), of_pool: true }
             }
@@ -343,9 +379,11 @@ impl Core {
         config.validate()?;
         let mut current = self.config.write();
         (config.quantum, config.page, config.alias) = (current.quantum, current.page, current.alias);
-        let poll_every = config.poll_every;
+        config.debug = current.debug;
+        let (poll_every, history) = (config.poll_every, config.history);
         *current = config;
         drop(current);
+        self.keep_history(history);
         self.pools().for_each(|pool| pool.state.lock().set_poll_every(poll_every));
         Ok(())
     }

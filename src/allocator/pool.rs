@@ -7,12 +7,11 @@
 
 use std::collections::BTreeMap;
 use std::panic::Location;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
-use parking_lot::{Mutex, RwLock};
-
-use super::history::History;
+use super::core::Core;
+use super::history::Ring;
 use super::tags::TagId;
 use crate::backend::{Capabilities, Region};
 use crate::fence::Clocks;
@@ -20,13 +19,15 @@ use crate::heap::{Heap, Owned, State as BlockState};
 use crate::ids::{Access, BlockId, FenceId, RegionId, StreamId};
 use crate::policy::PoolConfig;
 use crate::stats::Meter;
+use crate::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use crate::sync::{BriefMutex, RwLock};
 
 /// A heap over regions of its own, with its own lock.
 pub(crate) struct Pool {
     pub name: String,
     pub config: RwLock<PoolConfig>,
     pub tag: TagId,
-    pub state: Mutex<State>,
+    pub state: BriefMutex<State>,
     pub meter: Meter,
     /// Whether its pages stay where they are: a captured graph uses them.
     pub pinned: AtomicBool,
@@ -46,8 +47,16 @@ pub(crate) struct Note {
 impl Note {
     const SHARED: u16 = 1 << 15;
 
-    fn new(need: &Need<'_>, size: u64) -> Note {
-        Note { site: Some(need.site), padding: (size - need.requested) as u32, tag: need.tag, stream: need.stream.0 }
+    /// The note of a block of `size` bytes of which `requested` were asked for.
+    #[inline(always)]
+    pub(crate) fn new(
+        site: &'static Location<'static>,
+        tag: TagId,
+        stream: StreamId,
+        size: u64,
+        requested: u64,
+    ) -> Note {
+        Note { site: Some(site), padding: (size - requested) as u32, tag, stream: stream.0 }
     }
 
     #[inline]
@@ -100,18 +109,24 @@ pub(crate) struct State {
     /// Open recordings: each may have touched any block.
     recordings: Vec<StreamId>,
     pub tags: Vec<TagUse>,
-    pub history: Option<History>,
-    until_poll: u32,
+    pub history: Option<Box<Ring>>,
+    /// The number of allocations at which completed work is looked for.
+    next_care: u64,
     poll_every: u32,
     /// Whether uses of this memory are ordered by streams at all.
     streams: bool,
     /// Whether free pages are brought together when nothing is live: where moving them costs little.
     retreats: bool,
+    /// Live blocks that debug mode keeps and nobody owns.
+    quarantined: u64,
+    core: Weak<Core>,
+    /// The core, while a block of this pool has an owner: blocks refer to it without counting.
+    keeper: Option<Arc<Core>>,
 }
 
 impl State {
     /// An empty pool's state.
-    pub(crate) fn new(quantum: u64, clocks: Clocks, caps: &Capabilities, poll_every: u32) -> State {
+    pub(crate) fn new(core: Weak<Core>, quantum: u64, clocks: Clocks, caps: &Capabilities, poll_every: u32) -> State {
         State {
             heap: Heap::new(quantum),
             clocks,
@@ -120,24 +135,23 @@ impl State {
             recordings: Vec::new(),
             tags: vec![TagUse::default()],
             history: None,
-            until_poll: poll_every,
+            next_care: u64::from(poll_every),
             poll_every,
             streams: caps.streams,
             retreats: caps.alias,
+            quarantined: 0,
+            core,
+            keeper: None,
         }
     }
 
-    /// The first search, and the only one when it finds.
-    #[inline]
+    /// The first search.
     pub(crate) fn take(&mut self, need: &Need<'_>) -> Option<u32> {
         let access = Access::Now(need.stream);
-        if !need.apart.is_empty() {
-            return self.take_thorough(need, access);
-        }
-        if self.heap.aligns(need.align) {
-            self.heap.take(need.size, access, &mut self.clocks)
-        } else {
+        if need.apart.is_empty() {
             self.heap.take_aligned(need.size, need.align, access, &mut self.clocks)
+        } else {
+            self.take_thorough(need, access)
         }
     }
 
@@ -156,19 +170,43 @@ impl State {
     }
 
     /// Counts a block that was just taken and says where it is.
-    #[inline]
     pub(crate) fn grant(&mut self, index: u32, need: &Need<'_>, meter: &Meter) -> Grant {
-        let (view, note) = self.heap.owned(index);
-        *note = Note::new(need, view.size);
+        let note = Note::new(need.site, need.tag, need.stream, need.size, need.requested);
+        self.hand_out(index, need.align, note, meter)
+    }
+
+    /// As [`State::grant`]. What it is told comes piece by piece, so that it stays in registers.
+    #[inline(always)]
+    pub(crate) fn hand_out(&mut self, index: u32, align: u64, note: Note, meter: &Meter) -> Grant {
+        let (view, noted) = self.heap.owned(index);
+        *noted = note;
         let grant = Grant { id: view.id, address: self.bases[usize::from(view.place)] + view.offset };
-        let tag = self.tag_use(need.tag);
+        let tag = self.tag_use(note.tag);
         tag.live += view.size;
         tag.blocks += 1;
-        meter.gave(need.requested, view.size, self.heap.pending());
-        if let Some(history) = &mut self.history {
-            history.gave(&grant, need);
+        meter.gave(view.size - u64::from(note.padding), view.size, self.heap.pending());
+        if self.keeper.is_none() {
+            self.keep_core();
+        }
+        if self.history.is_some() {
+            self.remember(index, |history, block, address, note| history.gave(block, address, note, align));
         }
         grant
+    }
+
+    /// Writes down what happened to a live block, where a history is kept.
+    #[inline(never)]
+    fn remember(&mut self, index: u32, write: impl FnOnce(&mut Ring, Owned, u64, &Note)) {
+        let (block, note) = self.heap.owned(index);
+        if let Some(history) = &mut self.history {
+            write(history, block, self.bases[usize::from(block.place)] + block.offset, note);
+        }
+    }
+
+    #[cold]
+    fn keep_core(&mut self) {
+        self.keeper = self.core.upgrade();
+        debug_assert!(self.keeper.is_some(), "a request is served through a handle");
     }
 
     #[inline]
@@ -180,9 +218,10 @@ impl State {
         &mut self.tags[at]
     }
 
-    /// The block comes back: its fence is what its streams have issued until now.
+    /// The block comes back: its fence is what its streams have issued until now. Answers what kept the core for the blocks of
+    /// this pool if there are none any more: to be dropped without the lock.
     #[inline]
-    pub(crate) fn take_back(&mut self, id: BlockId, meter: &Meter) {
+    pub(crate) fn take_back(&mut self, id: BlockId, meter: &Meter) -> Option<Arc<Core>> {
         let index = self.heap.live(id);
         let (Owned { size, .. }, note) = self.heap.owned(index);
         let note = *note;
@@ -195,18 +234,36 @@ impl State {
         } else {
             self.clocks.freed_on(note.stream())
         };
-        if let Some(history) = &mut self.history {
-            history.took_back(id);
+        if self.history.is_some() {
+            self.remember(index, Ring::took_back);
         }
         self.heap.put_live(index, fence, &mut self.clocks);
         let tag = &mut self.tags[usize::from(note.tag.0)];
         tag.live -= size;
         tag.blocks -= 1;
         meter.took_back(size - u64::from(note.padding), size, self.heap.pending());
-        if meter.is_idle() && self.retreats && self.heap.is_scattered() {
+        if meter.is_idle() { self.idle() } else { None }
+    }
+
+    /// The owner of a live block is gone, and debug mode keeps it. Answers as [`State::take_back`] when that was the last owner.
+    pub(crate) fn enters_quarantine(&mut self, meter: &Meter) -> Option<Arc<Core>> {
+        self.quarantined += 1;
+        if meter.read().blocks.current == self.quarantined { self.keeper.take() } else { None }
+    }
+
+    /// A block that debug mode kept comes back.
+    pub(crate) fn leaves_quarantine(&mut self, id: BlockId, meter: &Meter) -> Option<Arc<Core>> {
+        self.quarantined -= 1;
+        self.take_back(id, meter)
+    }
+
+    #[cold]
+    fn idle(&mut self) -> Option<Arc<Core>> {
+        if self.retreats && self.heap.is_scattered() {
             // The next request finds nothing live: a good moment to bring free pages together.
-            self.until_poll = 1;
+            self.next_care = 0;
         }
+        self.keeper.take()
     }
 
     /// A recording is open from now on.
@@ -232,9 +289,7 @@ impl State {
         let users = self.users.entry(index).or_default();
         if !users.contains(&stream) {
             users.push(stream);
-            if let Some(history) = &mut self.history {
-                history.used(id, stream);
-            }
+            self.remember(index, |history, block, address, note| history.used(block, address, note, stream));
         }
     }
 
@@ -247,19 +302,20 @@ impl State {
     }
 
     /// Whether it is time to look for completed work and the like.
-    #[inline]
-    pub(crate) fn care_is_due(&mut self) -> bool {
-        self.until_poll -= 1;
-        if self.until_poll > 0 {
-            return false;
-        }
-        self.until_poll = self.poll_every;
+    #[inline(always)]
+    pub(crate) fn care_is_due(&self, meter: &Meter) -> bool {
+        meter.allocations() >= self.next_care
+    }
+
+    /// The next time starts now. Answers whether there is anything to look for.
+    pub(crate) fn care_begins(&mut self, meter: &Meter) -> bool {
+        self.next_care = meter.allocations() + u64::from(self.poll_every);
         self.streams
     }
 
     pub(crate) fn set_poll_every(&mut self, every: u32) {
         self.poll_every = every;
-        self.until_poll = every;
+        self.next_care = 0;
     }
 
     /// A region's slot in the heap, with its base remembered.

@@ -4,12 +4,13 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
-
 use super::core::{Core, Slow};
+use super::history::Happening;
 use super::{pages, segments};
 use crate::backend::{BackendError, Span};
 use crate::ids::{Access, PoolId};
+use crate::snapshot::Action;
+use crate::sync::{Mutex, Rank, assert_free_of_all, thread_local};
 use crate::units::align_down;
 
 /// What a reclaim hook is told: who needs memory.
@@ -29,7 +30,6 @@ thread_local! {
 }
 
 /// The user's reclaim hooks.
-#[derive(Default)]
 pub(crate) struct Hooks {
     list: Mutex<Vec<(u64, Hook)>>,
 }
@@ -48,7 +48,14 @@ impl Drop for HookGuard {
             list.iter().position(|(number, _)| *number == self.number).map(|at| list.remove(at))
         };
         // What the hook owns is the user's and goes without the lock.
+        assert_free_of_all();
         drop(hook);
+    }
+}
+
+impl Default for Hooks {
+    fn default() -> Self {
+        Hooks { list: Mutex::new(Rank::Leaf, Vec::new()) }
     }
 }
 
@@ -78,6 +85,7 @@ impl Hooks {
             }
         }
         let _leave = Leave;
+        assert_free_of_all();
         hooks.iter().for_each(|hook| hook(shortage));
         true
     }
@@ -85,18 +93,28 @@ impl Hooks {
 
 impl Core {
     /// Returns idle memory of a pool whose work is complete: about `wanted` bytes of pages or segments. Answers the bytes.
-    pub(crate) fn return_idle(&self, id: PoolId, wanted: u64) -> Result<u64, BackendError> {
-        self.return_spare(id, wanted, u64::MAX)
+    pub(crate) fn return_idle(&self, id: PoolId, wanted: u64, slow: &mut Slow) -> Result<u64, BackendError> {
+        self.return_spare(id, wanted, u64::MAX, slow)
     }
 
     /// As [`Core::return_idle`], but never more than `spare` bytes: whole pages and segments within them.
-    pub(crate) fn return_spare(&self, id: PoolId, wanted: u64, spare: u64) -> Result<u64, BackendError> {
+    pub(crate) fn return_spare(
+        &self,
+        id: PoolId,
+        wanted: u64,
+        spare: u64,
+        slow: &mut Slow,
+    ) -> Result<u64, BackendError> {
         if self.pool(id).is_pinned() {
             return Ok(0);
         }
         match self.caps.page {
             None => segments::release_empty(self, id, wanted, spare),
-            Some(page) => self.return_pages(id, wanted.min(align_down(spare, page))),
+            Some(page) => {
+                // The driver may have refused before: an old address that is still mapped keeps the memory of its page.
+                pages::unmap_retired(self, id, slow)?;
+                self.return_pages(id, wanted.min(align_down(spare, page)))
+            }
         }
     }
 
@@ -138,6 +156,8 @@ impl Core {
             if result.is_ok() {
                 state.heap.forget_backing(index, &mut state.clocks);
                 self.count_returned(pool, span.size);
+                let address = state.bases[usize::from(state.heap.place(index).0)] + span.offset;
+                state.happened(Happening::to_memory(Action::Return, span.size, address));
                 returned += span.size;
             } else {
                 state.heap.unhold(index, &mut state.clocks);
@@ -165,14 +185,16 @@ impl Core {
             if idle <= keep {
                 break;
             }
-            returned += self.return_idle(id, idle - keep)?;
+            returned += self.return_idle(id, idle - keep, slow)?;
         }
         self.backend.tidy();
+        self.pool(PoolId(0)).state.lock().happened(Happening::to_memory(Action::Trim, returned, 0));
         Ok(returned)
     }
 
     /// Waits for unfinished work, then returns everything that is idle.
     pub(crate) fn purge(&self) -> Result<u64, BackendError> {
+        self.empty_quarantine();
         let mut slow = self.slow.lock();
         let until = self.patience();
         for at in 0..self.pools().count() {
@@ -205,7 +227,7 @@ impl Core {
                 let unused = pool.meter.read().reserved.current.saturating_sub(recent);
                 if !first && unused > 0 {
                     self.poll(id, &mut slow)?;
-                    returned += self.return_idle(id, unused)?;
+                    returned += self.return_idle(id, unused, &mut slow)?;
                 }
             }
         }
@@ -226,6 +248,7 @@ impl Drop for Core {
     /// The last owner is gone: everything goes back, after unfinished work. A device that is lost, or a wait that fails, leaves
     /// the memory to the backend's own end.
     fn drop(&mut self) {
+        self.empty_quarantine();
         let mut slow = std::mem::take(&mut *self.slow.lock());
         slow.retired.resize_with(self.pools().count(), Vec::new);
         slow.retiring.drain(..).filter_map(|stream| stream.event).for_each(|event| self.backend.forget(event));
@@ -238,7 +261,7 @@ impl Drop for Core {
             if !matches!(self.wait_for_all(id, &mut slow, until), Ok(true)) {
                 return;
             }
-            let _ = self.return_idle(id, u64::MAX);
+            let _ = self.return_idle(id, u64::MAX, &mut slow);
             let events = self.pool(id).state.lock().clocks.take_events();
             events.into_iter().for_each(|event| self.backend.forget(event));
             if self.caps.page.is_some() {

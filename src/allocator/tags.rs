@@ -7,6 +7,8 @@ use std::sync::{Arc, LazyLock};
 
 use parking_lot::RwLock;
 
+use crate::sync::thread_local;
+
 /// Names of all tags of this process; a tag's number is its place. Names are constants of a program: they are not given back.
 static NAMES: LazyLock<RwLock<Names>> = LazyLock::new(RwLock::default);
 

@@ -1,17 +1,16 @@
 //! Requests that wait for somebody to free, in the order of their arrival.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use crate::sync::atomic::{AtomicU32, Ordering::SeqCst};
+use crate::sync::{Condvar, Mutex, Rank};
 
 /// How long a waiting request sleeps at most before it looks again: work may complete, limits may be raised and memory may be returned
 /// without anybody freeing a block.
 const GLANCE: Duration = Duration::from_millis(5);
 
 /// The queue of waiting requests.
-#[derive(Default)]
 pub(crate) struct Waiting {
     /// How many wait: a drop looks at this alone when nobody does.
     count: AtomicU32,
@@ -25,6 +24,13 @@ struct Queue {
     next: u64,
     /// Grows with every free while somebody waits.
     frees: u64,
+}
+
+impl Default for Waiting {
+    fn default() -> Self {
+        let queue = Mutex::new(Rank::Leaf, Queue::default());
+        Waiting { count: AtomicU32::new(0), queue, wake: Condvar::default() }
+    }
 }
 
 impl Waiting {

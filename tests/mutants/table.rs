@@ -28,6 +28,14 @@ const fn stream(name: &'static str, edits: &'static [Edit]) -> Mutant {
     Mutant { name, edits, caught_by: "stream_model" }
 }
 
+const fn history(name: &'static str, edits: &'static [Edit]) -> Mutant {
+    Mutant { name, edits, caught_by: "history" }
+}
+
+const fn debug(name: &'static str, edits: &'static [Edit]) -> Mutant {
+    Mutant { name, edits, caught_by: "debug" }
+}
+
 const fn cuda(name: &'static str, edits: &'static [Edit]) -> Mutant {
     Mutant { name, edits, caught_by: "cuda" }
 }
@@ -47,10 +55,57 @@ const CORE: &str = "allocator/core.rs";
 const POOL: &str = "allocator/pool.rs";
 const STREAMS: &str = "allocator/streams.rs";
 const PAGES: &str = "allocator/pages.rs";
-const HEAP: &str = "heap/mod.rs";
+const PARTS: &str = "heap/parts.rs";
+const HISTORY: &str = "allocator/history.rs";
+const WRITTEN: &str = "trace/history.rs";
+const DEBUG: &str = "allocator/debug.rs";
 const EDIT: &str = "heap/edit.rs";
 
 pub const MUTANTS: &[Mutant] = &[
+    debug(
+        "the first byte behind a block is not guarded",
+        &[edit(
+            DEBUG,
+            "offset: span.offset + requested, size: span.size - requested,",
+            "offset: span.offset + requested + 1, size: span.size - requested - 1,",
+        )],
+    ),
+    debug(
+        "the newest leaves the quarantine first",
+        &[edit(DEBUG, "ledger.quarantine.pop_front()", "ledger.quarantine.pop_back()")],
+    ),
+    debug(
+        "poison is not looked at when a block leaves the quarantine",
+        &[edit(DEBUG, "self.look_at_poison(backend, key, &entry, &mut ledger.finds);\n            left", "left")],
+    ),
+    debug(
+        "the quarantine keeps its core",
+        &[edit(POOL, "if meter.read().blocks.current == self.quarantined {", "if false && meter.is_idle() {")],
+    ),
+    debug(
+        "memory runs out before the quarantine ends",
+        &[edit("allocator/ladder.rs", "if self.ends_quarantine()\n            && ", "if false\n            && ")],
+    ),
+    history(
+        "what a history overwrites is not counted",
+        &[edit(HISTORY, "match written.saturating_sub(self.slots.len() as u64) {", "match 0 * written {")],
+    ),
+    history(
+        "a pool's stamps know nothing of other pools",
+        &[edit(HISTORY, "self.stamp.max(self.clock.last.load(Relaxed)) + 1", "self.stamp + 1")],
+    ),
+    history(
+        "a full ring is read from its slot 0",
+        &[edit(
+            HISTORY,
+            "(if self.laps == 0 { &[] } else { older }, newer)",
+            "(newer, if self.laps == 0 { &[] } else { older })",
+        )],
+    ),
+    history(
+        "a trace forgets what was live before its window",
+        &[edit(WRITTEN, "if !known.contains(&key) {", "if false && !known.contains(&key) {")],
+    ),
     Mutant {
         name: "a graph's pages go while it may be launched",
         edits: &[edit(
@@ -108,17 +163,14 @@ pub const MUTANTS: &[Mutant] = &[
         "a wait is for an event that is too old",
         &[edit(FENCE, "find(|e| e.clock.get(stream) >= counter)", "find(|_| counter > 0)")],
     ),
-    stream(
-        "a neighbour's fence is lost when blocks join",
-        &[edit(HEAP, "fences.join(fence, self.table[next].fence)", "fence")],
-    ),
+    stream("a neighbour's fence is lost when blocks join", &[edit(PARTS, "fences.join(fence, behind.fence)", "fence")]),
     stream(
         "the fence of the neighbour in front is lost when blocks join",
-        &[edit(HEAP, "self.grown(prev, old, own, fences.join(fence, own))", "self.grown(prev, old, own, fence)")],
+        &[edit(PARTS, "self.grown(prev, old, own, fences.join(fence, own))", "self.grown(prev, old, own, fence)")],
     ),
     stream(
         "the fence of the neighbour behind is lost when blocks join",
-        &[edit(HEAP, "self.grown(next, old, own, fences.join(fence, own))", "self.grown(next, old, own, fence)")],
+        &[edit(PARTS, "self.grown(next, old, own, fences.join(fence, own))", "self.grown(next, old, own, fence)")],
     ),
     stream("a pair is lost when fences join", &[edit(FENCE, "self.pairs(a).chain(self.pairs(b))", "self.pairs(a)")]),
     stream(
@@ -135,7 +187,7 @@ pub const MUTANTS: &[Mutant] = &[
     ),
     stream(
         "the rest of a block that is split loses its fence",
-        &[edit(EDIT, "fences.copy(self.table[taken].fence)", "FenceId::NONE")],
+        &[edit(EDIT, "fences.copy(self.table[taken].fence)", "crate::ids::FenceId::NONE")],
     ),
     stream(
         "a further user's counter is advanced at used_on, not at the drop",

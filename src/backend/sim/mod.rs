@@ -13,10 +13,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
-
 use super::{Backend, BackendError, Budget, Capabilities, Region, Span};
 use crate::ids::{EventId, RegionId, StreamId};
+use crate::sync::{Mutex, Rank};
 use crate::units::{MIB, TIB};
 
 mod calls;
@@ -118,7 +117,8 @@ impl Sim {
         let power = |size: u64| size.checked_next_power_of_two().unwrap_or(1 << 63);
         let config = SimConfig { page: power(config.page), quantum: power(config.quantum), ..config };
         let state = State::new(config);
-        Sim { shared: Arc::new(Shared { config, state: Mutex::new(state), inside: Mutex::default() }) }
+        let (state, inside) = (Mutex::new(Rank::Device, state), Mutex::new(Rank::Leaf, Vec::new()));
+        Sim { shared: Arc::new(Shared { config, state, inside }) }
     }
 
     // ---- time and completion
