@@ -175,14 +175,14 @@ impl Clocks {
     /// Whether `stream` may use memory behind this fence now, without any wait.
     #[inline]
     pub fn usable(&self, fence: FenceId, stream: StreamId) -> bool {
-        if !self.host_ordered && fence.0 >> COUNTER_BITS == u64::from(stream.0) {
+        let own = fence.0 >> COUNTER_BITS == u64::from(stream.0) && !self.host_ordered;
+        if own || fence == FenceId::NONE {
             return true;
         }
         if fence.is_shared() {
             return self.usable_shared(fence, stream);
         }
-        fence == FenceId::NONE
-            || self.passed((StreamId((fence.0 >> COUNTER_BITS) as u16), fence.0 & COUNTER_MASK), stream)
+        self.passed((StreamId((fence.0 >> COUNTER_BITS) as u16), fence.0 & COUNTER_MASK), stream)
     }
 
     fn usable_shared(&self, fence: FenceId, stream: StreamId) -> bool {

@@ -59,9 +59,11 @@ impl Contestant for Larder<'_> {
             for op in ops {
                 match *op {
                     Op::Alloc { slot, bytes, stream, align_log2, tag, .. } => {
-                        let request = self.allocator.request(bytes).align(1 << align_log2);
-                        let request =
-                            request.on(&self.streams[usize::from(stream)]).tag_id(self.tags[usize::from(tag)]);
+                        let mut request = self.allocator.request(bytes).align(1 << align_log2);
+                        request = request.tag_id(self.tags[usize::from(tag)]);
+                        if stream != 0 {
+                            request = request.on(&self.streams[usize::from(stream)]);
+                        }
                         self.slots[slot as usize] = Some(request.alloc().expect("a trace within the simulated device"));
                     }
                     Op::Free { slot } => self.slots[slot as usize] = None,

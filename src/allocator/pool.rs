@@ -115,6 +115,8 @@ pub(crate) struct State {
     poll_every: u32,
     /// Whether uses of this memory are ordered by streams at all.
     streams: bool,
+    /// Whether streams order uses and no recording is open: a drop is one stream's affair unless the block says otherwise.
+    drops_are_plain: bool,
     /// Whether free pages are brought together when nothing is live: where moving them costs little.
     retreats: bool,
     /// Live blocks that debug mode keeps and nobody owns.
@@ -138,6 +140,7 @@ impl State {
             next_care: u64::from(poll_every),
             poll_every,
             streams: caps.streams,
+            drops_are_plain: caps.streams,
             retreats: caps.alias,
             quarantined: 0,
             core,
@@ -225,24 +228,30 @@ impl State {
         let index = self.heap.live(id);
         let (Owned { size, .. }, note) = self.heap.owned(index);
         let note = *note;
-        let fence = if !self.streams {
-            FenceId::NONE
-        } else if note.is_shared() || !self.recordings.is_empty() {
-            let mut users = self.users.remove(&index).unwrap_or_default();
-            users.extend_from_slice(&self.recordings);
-            self.clocks.freed_by_all(note.stream(), &users)
-        } else {
-            self.clocks.freed_on(note.stream())
-        };
         if self.history.is_some() {
             self.remember(index, Ring::took_back);
         }
+        let fence = if self.drops_are_plain && !note.is_shared() {
+            self.clocks.freed_on(note.stream())
+        } else {
+            self.fence_of_drop(index, &note)
+        };
         self.heap.put_live(index, fence, &mut self.clocks);
         let tag = &mut self.tags[usize::from(note.tag.0)];
         tag.live -= size;
         tag.blocks -= 1;
         meter.took_back(size - u64::from(note.padding), size, self.heap.pending());
         if meter.is_idle() { self.idle() } else { None }
+    }
+
+    #[inline(never)]
+    fn fence_of_drop(&mut self, index: u32, note: &Note) -> FenceId {
+        if !self.streams {
+            return FenceId::NONE;
+        }
+        let mut users = self.users.remove(&index).unwrap_or_default();
+        users.extend_from_slice(&self.recordings);
+        self.clocks.freed_by_all(note.stream(), &users)
     }
 
     /// The owner of a live block is gone, and debug mode keeps it. Answers as [`State::take_back`] when that was the last owner.
@@ -269,12 +278,14 @@ impl State {
     /// A recording is open from now on.
     pub(crate) fn recording_opened(&mut self, number: StreamId) {
         self.recordings.push(number);
+        self.drops_are_plain = false;
         self.clocks.set_recording(number, true);
     }
 
     /// A recording was submitted, or will never be: what comes on the queue later comes behind it.
     pub(crate) fn recording_closed(&mut self, number: StreamId) {
         self.recordings.retain(|open| *open != number);
+        self.drops_are_plain = self.streams && self.recordings.is_empty();
         self.clocks.set_recording(number, false);
         self.clocks.ordered_behind(StreamId(0), number);
     }
