@@ -143,7 +143,12 @@ impl Contestant for Empty<'_> {
 
 /// The peer, with room for so many blocks and as many holes.
 pub fn peer(blocks: usize) -> offset_allocator::Allocator<u32> {
-    offset_allocator::Allocator::with_max_allocs(UNITS, (2 * blocks + 1024).max(128 * 1024) as u32)
+    peer_within(UNITS, blocks)
+}
+
+/// The peer over so many units.
+pub fn peer_within(units: u32, blocks: usize) -> offset_allocator::Allocator<u32> {
+    offset_allocator::Allocator::with_max_allocs(units, (2 * blocks + 1024).max(128 * 1024) as u32)
 }
 
 /// Bytes in the peer's units, rounded up.
@@ -192,7 +197,8 @@ pub fn in_turns(contestants: &mut [&mut dyn Contestant], effort: Effort) -> Vec<
     times.into_iter().map(median).collect()
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
+/// The middle one.
+pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_unstable_by(f64::total_cmp);
     values[values.len() / 2]
 }
@@ -214,7 +220,7 @@ pub fn skips() -> bool {
 
 /// The traces, by name: of the folder that `LARDER_TRACES` names, of the shared folder beside the package, or those committed.
 pub fn traces() -> Vec<(String, Trace)> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = root();
     let folders = [
         std::env::var_os("LARDER_TRACES").map(PathBuf::from),
         Some(root.join("../shared/traces")),
@@ -236,8 +242,14 @@ pub fn traces() -> Vec<(String, Trace)> {
 
 /// The shortest of the committed traces, for a run that ends soon.
 pub fn smoke_traces() -> Vec<(String, Trace)> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/serving_small.gz");
+    let path = root().join("tests/data/serving_small.gz");
     Trace::load(path).map(|trace| ("serving_small".to_string(), trace)).into_iter().collect()
+}
+
+/// The folder of the package larder: the one that is built, or one above it.
+fn root() -> &'static Path {
+    let built = Path::new(env!("CARGO_MANIFEST_DIR"));
+    built.ancestors().find(|folder| folder.join("tests/data").is_dir()).unwrap_or(built)
 }
 
 fn files_in(folder: &Path) -> Vec<PathBuf> {
