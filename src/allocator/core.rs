@@ -29,7 +29,9 @@ use crate::fence::Clocks;
 use crate::ids::{BlockId, PoolId, StreamId};
 use crate::policy::{Config, ConfigError, PoolConfig};
 use crate::stats::Meter;
-use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use crate::sync::atomic::{
+    AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Acquire, Ordering::Relaxed, Ordering::Release,
+};
 use crate::sync::{Mutex, Outside, Rank, RwLock};
 use crate::units::align_up;
 
@@ -61,6 +63,8 @@ pub(crate) struct Core {
     pub config: RwLock<Config>,
     pub quantum: u64,
     pools: Box<[OnceLock<Box<Pool>>; POOLS_MAX]>,
+    /// How many of them there are: counted when they are whole. Changes under `slow` only.
+    pools_made: AtomicUsize,
     pub slow: Mutex<Slow>,
     pub hooks: Hooks,
     pub waiting: Waiting,
@@ -116,6 +120,7 @@ impl Core {
             quantum,
             config: RwLock::new(Rank::Config, config),
             pools: Box::new([const { OnceLock::new() }; POOLS_MAX]),
+            pools_made: AtomicUsize::new(0),
             slow: Mutex::new(Rank::Slow, Slow::default()),
             hooks: Hooks::default(),
             waiting: Waiting::default(),
@@ -169,6 +174,7 @@ impl Core {
         };
         slow.retired.push(Vec::new());
         let _ = self.pools[at].set(Box::new(pool));
+        self.pools_made.store(at + 1, Release);
         Ok(PoolId(at as u16))
     }
 
@@ -179,7 +185,8 @@ impl Core {
     }
 
     pub(crate) fn pools(&self) -> impl Iterator<Item = &Pool> + Clone {
-        self.pools.iter().map_while(OnceLock::get).map(|pool| &**pool)
+        let made = self.pools_made.load(Acquire);
+        self.pools[..made].iter().filter_map(OnceLock::get).map(|pool| &**pool)
     }
 
     /// The backend as what it is.
