@@ -235,6 +235,12 @@ impl Meter {
         });
     }
 
+    /// How many blocks were ever given out.
+    #[inline(always)]
+    pub fn allocations(&self) -> u64 {
+        self.blocks.allocated.get()
+    }
+
     /// Whether nothing is live.
     #[inline]
     pub fn is_idle(&self) -> bool {

@@ -3,6 +3,8 @@
 
 mod common;
 
+use std::time::Duration;
+
 use common::world::World;
 use common::{full, runs};
 use larder::allocator::AllocError;
@@ -226,6 +228,28 @@ fn a_call_that_fails_for_ever_loses_nothing() {
             world.end();
         });
     }
+}
+
+/// The old address of a page that moved keeps its memory with the device, so it must be unmapped before the page counts as returned.
+#[test]
+fn pages_whose_old_addresses_could_not_be_unmapped_are_not_returned() {
+    let mut world = world(KINDS[0], Lag::Manual);
+    (0..32).for_each(|_| world.alloc(0, PAGE).unwrap());
+    world.held.retain(|held| (held.block.address() / PAGE).is_multiple_of(2));
+    world.alloc(0, 4 * PAGE).unwrap();
+    assert!(world.allocator.stats().moved > 0, "pages were to move into a window");
+    world.held.clear();
+    // Events are recorded, and done; the work is found complete, but the driver does not unmap.
+    world.allocator.trim(u64::MAX).unwrap();
+    world.sim.complete_all();
+    world.sim.fail_from(Call::Unback, 1, driver(Call::Unback));
+    world.allocator.trim(u64::MAX).unwrap_err();
+    world.sim.fail_clear();
+    world.allocator.set_config(Config { decay: Some(Duration::ZERO), ..world.allocator.config() }).unwrap();
+    let returned = (0..2).map(|second| world.allocator.tick(Duration::from_secs(second)).unwrap()).sum::<u64>();
+    assert_eq!(returned, 32 * PAGE);
+    world.check();
+    world.end();
 }
 
 #[test]

@@ -41,6 +41,7 @@ const BESIDE: &[(&str, &str)] =
 
 /// The files that may hold `unsafe`.
 const UNSAFE: &[&str] = &[
+    "src/allocator/block.rs",
     "src/backend/cuda/compiler.rs",
     "src/backend/cuda/driver.rs",
     "src/backend/cuda/library.rs",
@@ -51,6 +52,7 @@ const UNSAFE: &[&str] = &[
     "src/native/cudarc.rs",
     "src/native/host.rs",
     "src/native/pinned.rs",
+    "src/sync/brief.rs",
     "src/trace/cpu_time.rs",
 ];
 

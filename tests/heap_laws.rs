@@ -17,18 +17,11 @@ use fences::NoFences;
 use larder::heap::{Heap, State};
 use larder::ids::{Access, FenceId, RegionId, StreamId};
 use larder::units::{KIB, MIB};
-use program::{Program, Shape};
+use program::{LARGE, MIDDLE, PARTS, Program, SMALL, Shape};
 
 const NOW: Access = Access::Now(StreamId(0));
 
-const SMALL: Shape =
-    Shape { quantum: 256, page: 4 * KIB, region_pages: 24, live_max: 24, align_max: 16 * KIB, check_every: 1 };
-const MIDDLE: Shape =
-    Shape { quantum: 512, page: 64 * KIB, region_pages: 64, live_max: 200, align_max: 256 * KIB, check_every: 64 };
-const LARGE: Shape =
-    Shape { quantum: 512, page: 2 * MIB, region_pages: 512, live_max: 700, align_max: 8 * MIB, check_every: 64 };
-
-fn drive(shape: Shape, seed: u64, steps: u64) -> [u64; 8] {
+fn drive(shape: Shape, seed: u64, steps: u64) -> [u64; PARTS.len()] {
     let mut program = Program::new(shape, seed);
     program.run(steps);
     program.end()
@@ -36,10 +29,10 @@ fn drive(shape: Shape, seed: u64, steps: u64) -> [u64; 8] {
 
 #[test]
 fn short_programs_agree_with_the_shadow_after_every_step() {
-    let mut done = [0; 8];
+    let mut done = [0; PARTS.len()];
     for seed in 0..runs(100, 4000) {
         let once = drive(SMALL, seed, 300);
-        (0..8).for_each(|part| done[part] += once[part]);
+        (0..PARTS.len()).for_each(|part| done[part] += once[part]);
     }
     assert!(done.iter().all(|times| *times >= 10), "a part of the program never did anything: {done:?}");
 }

@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use larder::trace::replay::{Player, ReplayConfig, stage, thread_cpu_time};
+use larder::allocator::TagId;
+use larder::backend::sim::{Sim, SimConfig};
+use larder::trace::replay::thread_cpu_time;
 use larder::trace::{Op, Trace};
-use larder::{Allocator, Any};
+use larder::{Allocator, Any, Block, Config, Stream};
 use offset_allocator::Allocation;
 
 /// Bytes of a unit of the peer, which counts in `u32`: the quantum of the simulated device.
@@ -22,24 +24,58 @@ pub trait Contestant {
     fn pass(&mut self);
 }
 
-/// This crate, through its public API: handles made and dropped, everything on.
+/// This crate, through its public API: handles made and dropped, everything on. The device's clock moves every [`STEP`] events.
 pub struct Larder<'a> {
-    player: Player<'a>,
+    trace: &'a Trace,
     pub allocator: Allocator<Any>,
+    sim: Sim,
+    streams: Vec<Stream>,
+    tags: Vec<TagId>,
+    slots: Vec<Option<Block<Any>>>,
 }
+
+/// Events between two movements of the simulated device's clock.
+const STEP: usize = 64;
 
 impl<'a> Larder<'a> {
     pub fn new(trace: &'a Trace) -> Self {
-        let (allocator, sim) = stage(&ReplayConfig::default()).expect("the default config");
-        let player = Player::new(trace, &allocator, sim).expect("streams of the simulated device");
-        Larder { player, allocator }
+        Larder::with(trace, Config::default())
+    }
+
+    pub fn with(trace: &'a Trace, config: Config) -> Self {
+        let (allocator, sim) = Allocator::simulated(SimConfig::default(), config).expect("a good config");
+        let last = trace.streams().max().unwrap_or(0);
+        let opened = (1..=last).map(|_| allocator.stream().expect("a stream of the simulated device"));
+        let streams = std::iter::once(allocator.default_stream()).chain(opened).collect();
+        let tags = (0..=trace.names() as u16).map(|at| trace.name(at).map_or(TagId::NONE, TagId::of)).collect();
+        let slots = (0..trace.slots()).map(|_| None).collect();
+        Larder { trace, allocator: allocator.erase(), sim, streams, tags, slots }
     }
 }
 
 impl Contestant for Larder<'_> {
     fn pass(&mut self) {
-        self.player.play(64, |_| true).expect("a trace within the simulated device");
-        self.player.free_all();
+        for ops in self.trace.ops().chunks(STEP) {
+            for op in ops {
+                match *op {
+                    Op::Alloc { slot, bytes, stream, align_log2, tag, .. } => {
+                        let request = self.allocator.request(bytes).align(1 << align_log2);
+                        let request =
+                            request.on(&self.streams[usize::from(stream)]).tag_id(self.tags[usize::from(tag)]);
+                        self.slots[slot as usize] = Some(request.alloc().expect("a trace within the simulated device"));
+                    }
+                    Op::Free { slot } => self.slots[slot as usize] = None,
+                    Op::Use { slot, stream } => {
+                        if let Some(block) = &self.slots[slot as usize] {
+                            block.used_on(&self.streams[usize::from(stream)]);
+                        }
+                    }
+                    Op::Mark { .. } => {}
+                }
+            }
+            self.sim.advance(ops.len() as u64);
+        }
+        self.slots.iter_mut().for_each(|slot| *slot = None);
     }
 }
 

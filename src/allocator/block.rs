@@ -1,8 +1,11 @@
 //! A block of memory as its owner holds it.
 
+#![allow(unsafe_code)] // a block refers to its core without counting
+
 use std::any::TypeId;
 use std::fmt;
 use std::marker::PhantomData;
+use std::mem::ManuallyDrop;
 use std::sync::Arc;
 
 use super::core::Core;
@@ -26,14 +29,19 @@ pub struct Block<M: Memory = Any> {
 
 /// Where a block that holds memory belongs.
 struct Home {
-    core: Arc<Core>,
+    /// Not counted: a pool keeps its core while a block of it is live ([`State::take_back`](super::pool::State::take_back)),
+    /// so that blocks come and go without touching a counter that all threads share.
+    core: ManuallyDrop<Arc<Core>>,
     id: BlockId,
     pool: PoolId,
 }
 
 impl<M: Memory> Block<M> {
     #[inline]
-    pub(super) fn new(core: Arc<Core>, pool: PoolId, grant: Grant, requested: u64) -> Self {
+    pub(super) fn new(core: &Arc<Core>, pool: PoolId, grant: Grant, requested: u64) -> Self {
+        // SAFETY: a copy of an `Arc` that is never dropped. `grant` names a live block of a pool of `core`, so the pool holds a
+        // counted reference until the drop below has taken that block back, after which the copy is not used.
+        let core = ManuallyDrop::new(unsafe { std::ptr::read(core) });
         let home = Home { core, id: grant.id, pool };
         Block { home: Some(home), address: grant.address, requested, kept: M::Kept::default(), kind: PhantomData }
     }
@@ -139,16 +147,23 @@ impl<M: Memory> Block<M> {
     /// The core that it belongs to; `None` for a block of no bytes.
     #[allow(dead_code, reason = "used by kinds of memory that features add")]
     pub(crate) fn core(&self) -> Option<&Arc<Core>> {
-        self.home.as_ref().map(|home| &home.core)
+        self.home.as_ref().map(|home| &*home.core)
     }
 }
 
 impl<M: Memory> Drop for Block<M> {
     #[inline]
     fn drop(&mut self) {
-        if let Some(home) = &self.home {
-            home.core.free(home.pool, home.id);
+        let Some(home) = &self.home else { return };
+        let last;
+        {
+            let pool = home.core.pool(home.pool);
+            let mut state = pool.state.lock();
+            last = state.take_back(home.id, &pool.meter);
+            home.core.waiting.something_freed();
+            // From the unlocking on, another thread may drop the last block and the core with it.
         }
+        drop(last);
     }
 }
 

@@ -13,12 +13,12 @@
 //! * pools are only ever added.
 
 use std::any::{Any, TypeId};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
 
 use super::error::AllocError;
 use super::ladder;
-use super::pool::{Grant, Need, Pool, State};
+use super::pool::{Grant, Need, Note, Pool, State};
 use super::reclaim::Hooks;
 use super::recording::{Numbers, Unpinning};
 use super::streams::{Handles, Retirement};
@@ -26,13 +26,13 @@ use super::tags::TagId;
 use super::waiting::Waiting;
 use crate::backend::{Backend, BackendError, Capabilities, Span};
 use crate::fence::Clocks;
-use crate::ids::{BlockId, PoolId, StreamId};
+use crate::ids::{Access, BlockId, PoolId, StreamId};
 use crate::policy::{Config, ConfigError, PoolConfig};
 use crate::stats::Meter;
 use crate::sync::atomic::{
     AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Acquire, Ordering::Relaxed, Ordering::Release,
 };
-use crate::sync::{Mutex, Outside, Rank, RwLock};
+use crate::sync::{BriefMutex, Mutex, Outside, Rank, RwLock};
 use crate::units::align_up;
 
 /// The most pools of one allocator.
@@ -55,6 +55,8 @@ pub(crate) struct Slow {
 
 /// Everything behind the handles of one backend.
 pub(crate) struct Core {
+    /// Itself, for the pools.
+    me: Weak<Core>,
     pub backend: Outside<Box<dyn Backend>>,
     /// What the backend can do and the config allows.
     pub caps: Capabilities,
@@ -104,7 +106,7 @@ impl Core {
         mut config: Config,
         default_limit: Option<u64>,
         kind: TypeId,
-    ) -> Result<Core, AllocError> {
+    ) -> Result<Arc<Core>, AllocError> {
         config.limit = config.limit.or(default_limit);
         config.validate()?;
         let mut caps = backend.capabilities();
@@ -113,7 +115,8 @@ impl Core {
         caps.alias &= config.alias;
         let quantum = config.quantum.unwrap_or(caps.quantum);
         check_quantum(quantum, &caps)?;
-        let core = Core {
+        let core = Arc::new_cyclic(|me| Core {
+            me: me.clone(),
             backend: Outside(backend),
             caps,
             leaves_mapped,
@@ -139,7 +142,7 @@ impl Core {
             captures: Mutex::new(Rank::Captures, Vec::new()),
             capture_pools: Mutex::new(Rank::Leaf, Vec::new()),
             graphs_gone: Mutex::new(Rank::Leaf, Vec::new()),
-        };
+        });
         core.add_pool("default", PoolConfig::default())?;
         Ok(core)
     }
@@ -160,7 +163,7 @@ impl Core {
             // A stream that exists already is known to the new pool too.
             self.pools().take(1).for_each(|pool| clocks.know(pool.state.lock().clocks.streams()));
         }
-        let mut state = State::new(self.quantum, clocks, &self.caps, poll_every);
+        let mut state = State::new(self.me.clone(), self.quantum, clocks, &self.caps, poll_every);
         let recordings = self.recordings.lock();
         recordings.open.iter().for_each(|number| state.recording_opened(*number));
         self.captures.lock().iter().for_each(|(stream, _)| state.clocks.set_recording(*stream, true));
@@ -168,7 +171,7 @@ impl Core {
             name: name.to_string(),
             tag: config.tag.as_deref().map_or(TagId::NONE, TagId::of),
             config: RwLock::new(Rank::PoolConfig, config),
-            state: Mutex::new(Rank::State, state),
+            state: BriefMutex::new(Rank::State, state),
             meter: Meter::default(),
             pinned: AtomicBool::new(false),
         };
@@ -213,10 +216,25 @@ impl Core {
         }
     }
 
-    #[inline]
-    pub(crate) fn alloc(&self, id: PoolId, pool: &Pool, need: &Need) -> Result<Grant, AllocError> {
+    /// The first search for an ordinary request; nothing else happens on the hot path.
+    #[inline(always)]
+    pub(crate) fn alloc_at_once(&self, pool: &Pool, size: u64, align: u64, note: Note) -> Option<Grant> {
+        let mut guard = pool.state.lock();
+        let state = &mut *guard;
+        if state.care_is_due(&pool.meter) || !state.heap.aligns(align) {
+            return None;
+        }
+        let index = state.heap.take(size, Access::Now(note.stream()), &mut state.clocks)?;
+        Some(state.hand_out(index, align, note, &pool.meter))
+    }
+
+    /// Serves what cannot be served at once.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn alloc(&self, id: PoolId, need: &Need<'_>) -> Result<Grant, AllocError> {
+        let pool = self.pool(id);
         let mut state = pool.state.lock();
-        if state.care_is_due() {
+        if state.care_is_due(&pool.meter) && state.care_begins(&pool.meter) {
             drop(state);
             self.care(id, need.stream);
             state = pool.state.lock();
@@ -226,14 +244,6 @@ impl Core {
         }
         drop(state);
         ladder::climb(self, id, need)
-    }
-
-    /// Takes a block back. Never blocks on the driver, never calls user code.
-    #[inline]
-    pub(crate) fn free(&self, id: PoolId, block: BlockId) {
-        let pool = self.pool(id);
-        pool.state.lock().take_back(block, &pool.meter);
-        self.waiting.something_freed();
     }
 
     pub(crate) fn use_on(&self, id: PoolId, block: BlockId, stream: StreamId) {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::pool::{Grant, Need};
+use super::tags::TagId;
 use crate::ids::{BlockId, StreamId};
 
 /// One event of a live allocator. `id` numbers allocations from 0 and is never used twice.
@@ -66,12 +66,12 @@ impl History {
         if self.events.len() < self.max { self.events.push(event) } else { self.lost += 1 }
     }
 
-    pub(crate) fn gave(&mut self, grant: &Grant, need: &Need<'_>) {
+    #[cold]
+    pub(crate) fn gave(&mut self, block: BlockId, bytes: u64, align: u64, stream: StreamId, tag: TagId) {
         let id = self.next;
         self.next += 1;
-        self.numbers.insert(grant.id, id);
-        let (bytes, align, stream) = (need.requested, need.align, need.stream);
-        self.push(Event::Alloc { id, bytes, align, stream, tag: need.tag.name() });
+        self.numbers.insert(block, id);
+        self.push(Event::Alloc { id, bytes, align, stream, tag: tag.name() });
     }
 
     /// Blocks from before the recording have no number and leave no event.

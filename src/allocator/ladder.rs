@@ -414,7 +414,7 @@ impl<'a> Climb<'a> {
             let spare = stats.reserved.current.saturating_sub(pool.config.read().guarantee).min(stats.idle());
             if bytes < wanted && other != self.id && spare > 0 {
                 self.core.poll(other, slow)?;
-                bytes += self.core.return_spare(other, wanted - bytes, spare)?;
+                bytes += self.core.return_spare(other, wanted - bytes, spare, slow)?;
             }
         }
         Ok(bytes)
@@ -425,7 +425,7 @@ impl<'a> Climb<'a> {
             // Free pages have moved already, or whatever comes back may not be used.
             return Ok(None);
         }
-        let bytes = self.core.return_idle(self.id, u64::MAX)?;
+        let bytes = self.core.return_idle(self.id, u64::MAX, slow)?;
         self.note(Rung::ReturnIdle, Outcome::Freed { bytes });
         if bytes == 0 { Ok(None) } else { self.grow(slow) }
     }

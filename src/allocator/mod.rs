@@ -206,7 +206,7 @@ impl<M: Memory> Allocator<M> {
         default_limit: Option<u64>,
     ) -> Result<Self, AllocError> {
         let core = Core::new(backend, config, default_limit, TypeId::of::<M>())?;
-        Ok(Allocator { core: Arc::new(core), pool: PoolId(0), kind: PhantomData })
+        Ok(Allocator { core, pool: PoolId(0), kind: PhantomData })
     }
 
     fn view<N: Memory>(&self, pool: PoolId) -> Allocator<N> {

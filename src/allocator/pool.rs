@@ -7,8 +7,10 @@
 
 use std::collections::BTreeMap;
 use std::panic::Location;
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
+use super::core::Core;
 use super::history::History;
 use super::tags::TagId;
 use crate::backend::{Capabilities, Region};
@@ -18,14 +20,14 @@ use crate::ids::{Access, BlockId, FenceId, RegionId, StreamId};
 use crate::policy::PoolConfig;
 use crate::stats::Meter;
 use crate::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use crate::sync::{Mutex, RwLock};
+use crate::sync::{BriefMutex, RwLock};
 
 /// A heap over regions of its own, with its own lock.
 pub(crate) struct Pool {
     pub name: String,
     pub config: RwLock<PoolConfig>,
     pub tag: TagId,
-    pub state: Mutex<State>,
+    pub state: BriefMutex<State>,
     pub meter: Meter,
     /// Whether its pages stay where they are: a captured graph uses them.
     pub pinned: AtomicBool,
@@ -45,8 +47,16 @@ pub(crate) struct Note {
 impl Note {
     const SHARED: u16 = 1 << 15;
 
-    fn new(need: &Need<'_>, size: u64) -> Note {
-        Note { site: Some(need.site), padding: (size - need.requested) as u32, tag: need.tag, stream: need.stream.0 }
+    /// The note of a block of `size` bytes of which `requested` were asked for.
+    #[inline(always)]
+    pub(crate) fn new(
+        site: &'static Location<'static>,
+        tag: TagId,
+        stream: StreamId,
+        size: u64,
+        requested: u64,
+    ) -> Note {
+        Note { site: Some(site), padding: (size - requested) as u32, tag, stream: stream.0 }
     }
 
     #[inline]
@@ -100,17 +110,21 @@ pub(crate) struct State {
     recordings: Vec<StreamId>,
     pub tags: Vec<TagUse>,
     pub history: Option<History>,
-    until_poll: u32,
+    /// The number of allocations at which completed work is looked for.
+    next_care: u64,
     poll_every: u32,
     /// Whether uses of this memory are ordered by streams at all.
     streams: bool,
     /// Whether free pages are brought together when nothing is live: where moving them costs little.
     retreats: bool,
+    core: Weak<Core>,
+    /// The core, while a block of this pool is live: blocks refer to it without counting.
+    keeper: Option<Arc<Core>>,
 }
 
 impl State {
     /// An empty pool's state.
-    pub(crate) fn new(quantum: u64, clocks: Clocks, caps: &Capabilities, poll_every: u32) -> State {
+    pub(crate) fn new(core: Weak<Core>, quantum: u64, clocks: Clocks, caps: &Capabilities, poll_every: u32) -> State {
         State {
             heap: Heap::new(quantum),
             clocks,
@@ -119,24 +133,22 @@ impl State {
             recordings: Vec::new(),
             tags: vec![TagUse::default()],
             history: None,
-            until_poll: poll_every,
+            next_care: u64::from(poll_every),
             poll_every,
             streams: caps.streams,
             retreats: caps.alias,
+            core,
+            keeper: None,
         }
     }
 
-    /// The first search, and the only one when it finds.
-    #[inline]
+    /// The first search.
     pub(crate) fn take(&mut self, need: &Need<'_>) -> Option<u32> {
         let access = Access::Now(need.stream);
-        if !need.apart.is_empty() {
-            return self.take_thorough(need, access);
-        }
-        if self.heap.aligns(need.align) {
-            self.heap.take(need.size, access, &mut self.clocks)
-        } else {
+        if need.apart.is_empty() {
             self.heap.take_aligned(need.size, need.align, access, &mut self.clocks)
+        } else {
+            self.take_thorough(need, access)
         }
     }
 
@@ -155,19 +167,42 @@ impl State {
     }
 
     /// Counts a block that was just taken and says where it is.
-    #[inline]
     pub(crate) fn grant(&mut self, index: u32, need: &Need<'_>, meter: &Meter) -> Grant {
-        let (view, note) = self.heap.owned(index);
-        *note = Note::new(need, view.size);
+        let note = Note::new(need.site, need.tag, need.stream, need.size, need.requested);
+        self.hand_out(index, need.align, note, meter)
+    }
+
+    /// As [`State::grant`]. What it is told comes piece by piece, so that it stays in registers.
+    #[inline(always)]
+    pub(crate) fn hand_out(&mut self, index: u32, align: u64, note: Note, meter: &Meter) -> Grant {
+        let (view, noted) = self.heap.owned(index);
+        *noted = note;
         let grant = Grant { id: view.id, address: self.bases[usize::from(view.place)] + view.offset };
-        let tag = self.tag_use(need.tag);
+        let tag = self.tag_use(note.tag);
         tag.live += view.size;
         tag.blocks += 1;
-        meter.gave(need.requested, view.size, self.heap.pending());
-        if let Some(history) = &mut self.history {
-            history.gave(&grant, need);
+        meter.gave(view.size - u64::from(note.padding), view.size, self.heap.pending());
+        if self.keeper.is_none() {
+            self.keep_core();
+        }
+        if self.history.is_some() {
+            self.remember(index, align);
         }
         grant
+    }
+
+    #[cold]
+    fn remember(&mut self, index: u32, align: u64) {
+        let (block, note) = self.heap.owned(index);
+        if let Some(history) = &mut self.history {
+            history.gave(block.id, block.size - u64::from(note.padding), align, note.stream(), note.tag);
+        }
+    }
+
+    #[cold]
+    fn keep_core(&mut self) {
+        self.keeper = self.core.upgrade();
+        debug_assert!(self.keeper.is_some(), "a request is served through a handle");
     }
 
     #[inline]
@@ -179,9 +214,10 @@ impl State {
         &mut self.tags[at]
     }
 
-    /// The block comes back: its fence is what its streams have issued until now.
+    /// The block comes back: its fence is what its streams have issued until now. Answers what kept the core for the blocks of
+    /// this pool if there are none any more: to be dropped without the lock.
     #[inline]
-    pub(crate) fn take_back(&mut self, id: BlockId, meter: &Meter) {
+    pub(crate) fn take_back(&mut self, id: BlockId, meter: &Meter) -> Option<Arc<Core>> {
         let index = self.heap.live(id);
         let (Owned { size, .. }, note) = self.heap.owned(index);
         let note = *note;
@@ -202,10 +238,16 @@ impl State {
         tag.live -= size;
         tag.blocks -= 1;
         meter.took_back(size - u64::from(note.padding), size, self.heap.pending());
-        if meter.is_idle() && self.retreats && self.heap.is_scattered() {
+        if meter.is_idle() { self.idle() } else { None }
+    }
+
+    #[cold]
+    fn idle(&mut self) -> Option<Arc<Core>> {
+        if self.retreats && self.heap.is_scattered() {
             // The next request finds nothing live: a good moment to bring free pages together.
-            self.until_poll = 1;
+            self.next_care = 0;
         }
+        self.keeper.take()
     }
 
     /// A recording is open from now on.
@@ -246,19 +288,20 @@ impl State {
     }
 
     /// Whether it is time to look for completed work and the like.
-    #[inline]
-    pub(crate) fn care_is_due(&mut self) -> bool {
-        self.until_poll -= 1;
-        if self.until_poll > 0 {
-            return false;
-        }
-        self.until_poll = self.poll_every;
+    #[inline(always)]
+    pub(crate) fn care_is_due(&self, meter: &Meter) -> bool {
+        meter.allocations() >= self.next_care
+    }
+
+    /// The next time starts now. Answers whether there is anything to look for.
+    pub(crate) fn care_begins(&mut self, meter: &Meter) -> bool {
+        self.next_care = meter.allocations() + u64::from(self.poll_every);
         self.streams
     }
 
     pub(crate) fn set_poll_every(&mut self, every: u32) {
         self.poll_every = every;
-        self.until_poll = every;
+        self.next_care = 0;
     }
 
     /// A region's slot in the heap, with its base remembered.

@@ -91,18 +91,28 @@ impl Hooks {
 
 impl Core {
     /// Returns idle memory of a pool whose work is complete: about `wanted` bytes of pages or segments. Answers the bytes.
-    pub(crate) fn return_idle(&self, id: PoolId, wanted: u64) -> Result<u64, BackendError> {
-        self.return_spare(id, wanted, u64::MAX)
+    pub(crate) fn return_idle(&self, id: PoolId, wanted: u64, slow: &mut Slow) -> Result<u64, BackendError> {
+        self.return_spare(id, wanted, u64::MAX, slow)
     }
 
     /// As [`Core::return_idle`], but never more than `spare` bytes: whole pages and segments within them.
-    pub(crate) fn return_spare(&self, id: PoolId, wanted: u64, spare: u64) -> Result<u64, BackendError> {
+    pub(crate) fn return_spare(
+        &self,
+        id: PoolId,
+        wanted: u64,
+        spare: u64,
+        slow: &mut Slow,
+    ) -> Result<u64, BackendError> {
         if self.pool(id).is_pinned() {
             return Ok(0);
         }
         match self.caps.page {
             None => segments::release_empty(self, id, wanted, spare),
-            Some(page) => self.return_pages(id, wanted.min(align_down(spare, page))),
+            Some(page) => {
+                // The driver may have refused before: an old address that is still mapped keeps the memory of its page.
+                pages::unmap_retired(self, id, slow)?;
+                self.return_pages(id, wanted.min(align_down(spare, page)))
+            }
         }
     }
 
@@ -171,7 +181,7 @@ impl Core {
             if idle <= keep {
                 break;
             }
-            returned += self.return_idle(id, idle - keep)?;
+            returned += self.return_idle(id, idle - keep, slow)?;
         }
         self.backend.tidy();
         Ok(returned)
@@ -211,7 +221,7 @@ impl Core {
                 let unused = pool.meter.read().reserved.current.saturating_sub(recent);
                 if !first && unused > 0 {
                     self.poll(id, &mut slow)?;
-                    returned += self.return_idle(id, unused)?;
+                    returned += self.return_idle(id, unused, &mut slow)?;
                 }
             }
         }
@@ -244,7 +254,7 @@ impl Drop for Core {
             if !matches!(self.wait_for_all(id, &mut slow, until), Ok(true)) {
                 return;
             }
-            let _ = self.return_idle(id, u64::MAX);
+            let _ = self.return_idle(id, u64::MAX, &mut slow);
             let events = self.pool(id).state.lock().clocks.take_events();
             events.into_iter().for_each(|event| self.backend.forget(event));
             if self.caps.page.is_some() {

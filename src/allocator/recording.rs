@@ -222,7 +222,7 @@ impl Core {
         };
         // The capture will not ask others for memory, and those that had graphs need theirs no more.
         for other in vacant.iter().skip(1) {
-            self.return_idle(*other, u64::MAX)?;
+            self.return_idle(*other, u64::MAX, &mut slow)?;
         }
         self.pool(pool).pin(true);
         self.special.fetch_add(1, SeqCst);

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::block::Block;
 use super::error::AllocError;
-use super::pool::Need;
+use super::pool::{Need, Note};
 use super::streams::Stream;
 use super::tags::TagId;
 use super::{Allocator, Memory};
@@ -127,18 +127,17 @@ impl<'a, M: Memory> Request<'a, M> {
             TagId::NONE => pool.tag,
             tag => tag,
         };
-        let need = Need {
-            requested: self.bytes,
-            size,
-            align: self.align,
-            stream,
-            tag,
-            site: self.site,
-            deadline: self.deadline,
-            apart: &self.apart,
+        let note = Note::new(self.site, tag, stream, size, self.bytes);
+        let at_once = if self.apart.is_empty() { core.alloc_at_once(pool, size, self.align, note) } else { None };
+        let grant = match at_once {
+            Some(grant) => grant,
+            None => {
+                let (requested, align, deadline) = (self.bytes, self.align, self.deadline);
+                let apart = &self.apart;
+                core.alloc(id, &Need { requested, size, align, stream, tag, site: self.site, deadline, apart })?
+            }
         };
-        let grant = core.alloc(id, pool, &need)?;
-        let block = Block::new(core.clone(), id, grant, self.bytes);
+        let block = Block::new(core, id, grant, self.bytes);
         if self.zeroed {
             core.backend.zero(stream, Span { size: self.bytes, ..core.span(id, grant.id) })?;
         }

@@ -6,10 +6,30 @@ use super::{Heap, PROBES, SCAN};
 use crate::ids::{Access, Fences};
 
 impl<N: Copy + Default> Heap<N> {
-    /// A free block that fits, and its bin.
+    /// A free block that fits, and its bin. The likely cases are here: the head of the own bin fits exactly, or the own bin is
+    /// empty and the head of the next one may be had.
     #[inline(always)]
     pub(super) fn find(&self, size: u64, access: Access, fences: &impl Fences) -> Option<(u32, usize)> {
         let bin = bin_of(size);
+        let own = self.free.head(bin);
+        if own != 0 {
+            let record = &self.table[own];
+            if record.size == size && fences.passes(record.fence, access) {
+                return Some((own, bin));
+            }
+            return self.find_from(bin, size, access, fences);
+        }
+        let bin = self.free.next(bin + 1)?;
+        let head = self.free.head(bin);
+        if fences.passes(self.table[head].fence, access) {
+            return Some((head, bin));
+        }
+        self.find_above(bin, access, fences)
+    }
+
+    /// The best of a few blocks of the own bin, or the first usable one above.
+    #[inline(never)]
+    fn find_from(&self, bin: usize, size: u64, access: Access, fences: &impl Fences) -> Option<(u32, usize)> {
         let (mut best, mut best_size) = (0, u64::MAX);
         let mut index = self.free.head(bin);
         for _ in 0..SCAN {
@@ -28,13 +48,12 @@ impl<N: Copy + Default> Heap<N> {
         if best != 0 {
             return Some((best, bin));
         }
-        self.find_above(bin + 1, access, fences)
+        self.find_above(self.free.next(bin + 1)?, access, fences)
     }
 
-    /// The first usable block among a few of the bins from `bin` up; all of them fit.
-    #[inline(always)]
-    fn find_above(&self, bin: usize, access: Access, fences: &impl Fences) -> Option<(u32, usize)> {
-        let mut bin = self.free.next(bin)?;
+    /// The first usable block among a few of the bins from `bin` up, which is not empty; all of them fit.
+    #[inline(never)]
+    fn find_above(&self, mut bin: usize, access: Access, fences: &impl Fences) -> Option<(u32, usize)> {
         let mut probes = PROBES;
         loop {
             let mut index = self.free.head(bin);

@@ -21,6 +21,7 @@ mod bins;
 mod check;
 mod edit;
 mod find;
+mod parts;
 mod table;
 mod window;
 
@@ -147,7 +148,7 @@ impl<N: Copy + Default> Heap<N> {
                 self.large = page;
                 self.insert_void(index);
             }
-            None => self.insert_free(index),
+            None => self.parts().insert_free(index),
         }
         Some(slot)
     }
@@ -161,14 +162,14 @@ impl<N: Copy + Default> Heap<N> {
         assert_eq!(gone.first, gone.last, "{:?} is in pieces", gone.id);
         match self.table[gone.first].state {
             State::Free => {
-                self.remove_free(gone.first);
+                self.parts().remove_free(gone.first);
                 fences.release(self.table[gone.first].fence);
             }
             State::Void => self.remove_void(gone.first),
             State::Held => fences.release(self.table[gone.first].fence),
             state => panic!("{:?} is removed while {state:?}", gone.id),
         }
-        self.table.remove(gone.first);
+        self.parts().vacate(gone.first);
     }
 
     /// The name of the region in a slot.
@@ -183,20 +184,22 @@ impl<N: Copy + Default> Heap<N> {
     #[inline(always)]
     pub fn take(&mut self, size: u64, access: Access, fences: &mut impl Fences) -> Option<u32> {
         let (index, bin) = self.find(size, access, fences)?;
-        let record = &mut self.table[index];
-        if record.size != size {
-            let taken = if size < self.large { self.take_front(index, size) } else { self.take_back(index, size) };
-            self.shrunk(index, bin, size);
-            return Some(taken);
+        if self.table[index].size == size {
+            self.parts().take_whole(index, bin, fences);
+            return Some(index);
         }
-        record.state = State::Live;
-        let fence = record.fence;
-        if fence.is_shared() {
-            self.pending -= size;
+        let taken = self.table.add();
+        let large = self.large;
+        let mut parts = self.parts();
+        if size < large {
+            parts.take_front(index, taken, size);
+        } else {
+            let kept = parts.at(index).size - size;
+            parts.cut(index, taken, kept);
+            parts.at(taken).state = State::Live;
         }
-        fences.release(fence);
-        edit::unlink(&mut self.table, &mut self.free, bin, index);
-        Some(index)
+        parts.shrunk(index, bin, size);
+        Some(taken)
     }
 
     /// As [`Heap::take`], for any alignment of the offset, looking at every free block large enough: linear in their number.
@@ -266,46 +269,14 @@ impl<N: Copy + Default> Heap<N> {
     pub fn put(&mut self, index: u32, fence: FenceId, fences: &mut impl Fences) -> u32 {
         let state = self.table[index].state;
         assert!(matches!(state, State::Live | State::Held), "b{index} is put while {state:?}");
-        self.coalesce(index, fence, fences)
+        self.parts().coalesce(index, fence, fences)
     }
 
     /// As [`Heap::put`], for a block that [`Heap::live`] just answered.
     #[inline]
     pub fn put_live(&mut self, index: u32, fence: FenceId, fences: &mut impl Fences) {
         debug_assert_eq!(self.table[index].state, State::Live);
-        self.coalesce(index, fence, fences);
-    }
-
-    #[inline]
-    fn coalesce(&mut self, index: u32, fence: FenceId, fences: &mut impl Fences) -> u32 {
-        let record = &self.table[index];
-        let (prev, next, size) = (record.prev, record.next, record.size);
-        if self.table[prev].state == State::Free {
-            let mut fence = fence;
-            if self.table[next].state == State::Free {
-                fence = fences.join(fence, self.table[next].fence);
-                self.remove_free(next);
-                self.absorb_next(index);
-            }
-            let before = &self.table[prev];
-            let (old, own) = (before.size, before.fence);
-            self.absorb_next(prev);
-            self.grown(prev, old, own, fences.join(fence, own));
-            return prev;
-        }
-        if self.table[next].state == State::Free {
-            let behind = &self.table[next];
-            let (old, own) = (behind.size, behind.fence);
-            self.absorb_prev(next, prev, size);
-            self.table.remove(index);
-            self.grown(next, old, own, fences.join(fence, own));
-            return next;
-        }
-        let record = &mut self.table[index];
-        record.generation = record.generation.wrapping_add(1);
-        record.fence = fence;
-        self.insert_free(index);
-        index
+        self.parts().coalesce(index, fence, fences);
     }
 
     /// Takes `[start, start + size)` out of the free block `index`, which must cover it. The rest stays free.

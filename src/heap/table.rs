@@ -47,7 +47,8 @@ pub(crate) struct Record<N> {
 /// The slab of records.
 pub(crate) struct Table<N> {
     pub records: Vec<Record<N>>,
-    vacant: u32,
+    /// The first vacant record, linked by `bin_next`; 0 when there is none.
+    pub vacant: u32,
 }
 
 impl<N: Copy + Default> Table<N> {
@@ -91,17 +92,6 @@ impl<N: Copy + Default> Table<N> {
         }
         self.records.push(Self::blank());
         index
-    }
-
-    /// Gives a record up.
-    #[inline]
-    pub(crate) fn remove(&mut self, index: u32) {
-        let vacant = self.vacant;
-        let record = &mut self.records[index as usize];
-        record.state = State::Vacant;
-        record.generation = record.generation.wrapping_add(1);
-        record.bin_next = vacant;
-        self.vacant = index;
     }
 
     #[inline]

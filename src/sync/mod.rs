@@ -7,12 +7,12 @@
 //!
 //! A lock in a `static` is `parking_lot`'s always: it outlives shuttle's threads. Nothing else is locked while one is held.
 
-#![forbid(unsafe_code)]
-
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::time::Instant;
 
+#[cfg(not(larder_shuttle))]
+mod brief;
 mod rank;
 #[cfg(larder_shuttle)]
 mod shuttled;
@@ -33,6 +33,37 @@ pub(crate) use std::{hint::spin_loop, sync::atomic, thread_local};
 pub(crate) struct Mutex<T> {
     rank: Ranked,
     inner: base::Mutex<T>,
+}
+
+/// A mutex with a rank whose sections are arithmetic only: nothing waits in them, and who waits for them is not woken.
+pub(crate) struct BriefMutex<T> {
+    rank: Ranked,
+    inner: BaseBrief<T>,
+}
+
+#[cfg(not(larder_shuttle))]
+type BaseBrief<T> = parking_lot::lock_api::Mutex<brief::Brief, T>;
+#[cfg(larder_shuttle)]
+type BaseBrief<T> = base::Mutex<T>;
+
+#[cfg(not(larder_shuttle))]
+type BaseBriefGuard<'a, T> = parking_lot::lock_api::MutexGuard<'a, brief::Brief, T>;
+#[cfg(larder_shuttle)]
+type BaseBriefGuard<'a, T> = base::MutexGuard<'a, T>;
+
+/// The guard of a [`BriefMutex`].
+pub(crate) type BriefGuard<'a, T> = Guard<BaseBriefGuard<'a, T>>;
+
+impl<T> BriefMutex<T> {
+    pub(crate) fn new(rank: Rank, value: T) -> Self {
+        BriefMutex { rank: Ranked::new(rank), inner: BaseBrief::new(value) }
+    }
+
+    #[inline]
+    pub(crate) fn lock(&self) -> BriefGuard<'_, T> {
+        let held = self.rank.enter();
+        Guard { inner: self.inner.lock(), held }
+    }
 }
 
 /// A read-write lock with a rank. One thread reads it once at a time: a second reading would wait behind a writer who waits for the first.

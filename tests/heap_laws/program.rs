@@ -3,6 +3,7 @@
 
 use larder::heap::{Heap, Preference};
 use larder::ids::{Access, BlockId, FenceId, RegionId, StreamId};
+use larder::units::{KIB, MIB};
 
 use super::common::Rng;
 use super::fences::{Counted, STREAMS};
@@ -20,6 +21,27 @@ pub struct Shape {
     /// Steps between two checks.
     pub check_every: u64,
 }
+
+pub const SMALL: Shape =
+    Shape { quantum: 256, page: 4 * KIB, region_pages: 24, live_max: 24, align_max: 16 * KIB, check_every: 1 };
+pub const MIDDLE: Shape =
+    Shape { quantum: 512, page: 64 * KIB, region_pages: 64, live_max: 200, align_max: 256 * KIB, check_every: 64 };
+pub const LARGE: Shape =
+    Shape { quantum: 512, page: 2 * MIB, region_pages: 512, live_max: 700, align_max: 8 * MIB, check_every: 64 };
+
+/// The parts of a program that are counted.
+pub const PARTS: [&str; 10] = [
+    "blocks taken",
+    "blocks held behind a wait",
+    "windows filled",
+    "windows given up",
+    "pages moved, in pieces",
+    "old addresses unmapped, in pieces",
+    "pages returned, in pieces",
+    "segments removed",
+    "blocks split off",
+    "blocks that joined a neighbour",
+];
 
 pub struct Live {
     pub id: BlockId,
@@ -43,7 +65,7 @@ pub struct Program {
     pub regions: u32,
     pub segments: Vec<u16>,
     /// How often each part of the program did something, so that a run can show that it did.
-    pub done: [u64; 8],
+    pub done: [u64; PARTS.len()],
 }
 
 impl Program {
@@ -62,7 +84,7 @@ impl Program {
             next: 0,
             regions: 0,
             segments: Vec::new(),
-            done: [0; 8],
+            done: [0; PARTS.len()],
         };
         program.add_paged();
         program.add_segment();
@@ -164,6 +186,9 @@ impl Program {
         if let Some(index) = taken {
             self.done[0] += 1;
             self.owned(index, size, align, access);
+            // Free neighbours are joined at once, so one that is free beside a new block was one with it.
+            let (place, offset, size) = self.heap.place(index);
+            self.done[8] += u64::from(self.shadow.is_free_beside(place, offset, size));
         }
     }
 
@@ -198,6 +223,7 @@ impl Program {
         let became = self.heap.put(live.index, fence, &mut self.fences);
         let (_, from, len) = self.heap.place(became);
         assert!(from <= offset && offset + size <= from + len);
+        self.done[9] += u64::from(len > size);
         self.shadow.turn(place, offset, size, |kind| kind == Kind::Live(live.id), kind);
         self.stale.push(live.id);
         if self.stale.len() > 256 {
@@ -238,7 +264,7 @@ impl Program {
     // ---- the end ----------------------------------------------------------------------------------------------------------------
 
     /// Everything is freed, every region taken in one block, and taken away; no fence is left.
-    pub fn end(mut self) -> [u64; 8] {
+    pub fn end(mut self) -> [u64; PARTS.len()] {
         self.finish_job();
         while !self.live.is_empty() {
             self.put();

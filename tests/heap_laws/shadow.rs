@@ -58,6 +58,13 @@ impl Shadow {
         self.pieces.retain(|(slot, _), _| *slot != place);
     }
 
+    /// Whether a byte beside a block is free.
+    pub fn is_free_beside(&self, place: u16, start: u64, size: u64) -> bool {
+        let before = self.pieces.range((place, 0)..(place, start)).next_back();
+        let after = self.pieces.get(&(place, start + size));
+        before.map(|(_, piece)| piece).into_iter().chain(after).any(|(_, kind)| kind.is_free())
+    }
+
     fn cut(&mut self, place: u16, at: u64) {
         let Some((&(_, start), &(size, kind))) = self.pieces.range((place, 0)..(place, at)).next_back() else { return };
         if start + size > at {

@@ -47,7 +47,7 @@ const CORE: &str = "allocator/core.rs";
 const POOL: &str = "allocator/pool.rs";
 const STREAMS: &str = "allocator/streams.rs";
 const PAGES: &str = "allocator/pages.rs";
-const HEAP: &str = "heap/mod.rs";
+const PARTS: &str = "heap/parts.rs";
 const EDIT: &str = "heap/edit.rs";
 
 pub const MUTANTS: &[Mutant] = &[
@@ -108,17 +108,14 @@ pub const MUTANTS: &[Mutant] = &[
         "a wait is for an event that is too old",
         &[edit(FENCE, "find(|e| e.clock.get(stream) >= counter)", "find(|_| counter > 0)")],
     ),
-    stream(
-        "a neighbour's fence is lost when blocks join",
-        &[edit(HEAP, "fences.join(fence, self.table[next].fence)", "fence")],
-    ),
+    stream("a neighbour's fence is lost when blocks join", &[edit(PARTS, "fences.join(fence, behind.fence)", "fence")]),
     stream(
         "the fence of the neighbour in front is lost when blocks join",
-        &[edit(HEAP, "self.grown(prev, old, own, fences.join(fence, own))", "self.grown(prev, old, own, fence)")],
+        &[edit(PARTS, "self.grown(prev, old, own, fences.join(fence, own))", "self.grown(prev, old, own, fence)")],
     ),
     stream(
         "the fence of the neighbour behind is lost when blocks join",
-        &[edit(HEAP, "self.grown(next, old, own, fences.join(fence, own))", "self.grown(next, old, own, fence)")],
+        &[edit(PARTS, "self.grown(next, old, own, fences.join(fence, own))", "self.grown(next, old, own, fence)")],
     ),
     stream("a pair is lost when fences join", &[edit(FENCE, "self.pairs(a).chain(self.pairs(b))", "self.pairs(a)")]),
     stream(
@@ -135,7 +132,7 @@ pub const MUTANTS: &[Mutant] = &[
     ),
     stream(
         "the rest of a block that is split loses its fence",
-        &[edit(EDIT, "fences.copy(self.table[taken].fence)", "FenceId::NONE")],
+        &[edit(EDIT, "fences.copy(self.table[taken].fence)", "crate::ids::FenceId::NONE")],
     ),
     stream(
         "a further user's counter is advanced at used_on, not at the drop",
