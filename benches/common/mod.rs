@@ -190,7 +190,7 @@ pub fn in_turns(contestants: &mut [&mut dyn Contestant], effort: Effort) -> Vec<
     times.into_iter().map(median).collect()
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
+pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_unstable_by(f64::total_cmp);
     values[values.len() / 2]
 }
