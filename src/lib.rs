@@ -37,11 +37,12 @@
 //!            native: blocks as their users take them. device: a device chosen at run time (knows native). fallback: this memory, else that
 //!            one. diag: the segment map as text. trace: read, write, replay (on a device), models.
 //! floor 2  allocator/
-//!            heaps, stream order, backend and policy joined: core, pool, ladder, pages, segments, streams, reclaim, report, handles
+//!            heaps, stream order, backend and policy joined: core, pool, ladder, pages, segments, streams, reclaim, report,
+//!            history, leaks, debug, handles
 //! floor 1  heap/ fence policy stats pressure snapshot backend/
 //!            rooms that do not know each other (snapshot names stats and the backend's budget).
 //!            heap: where blocks lie. fence: which stream has seen which work. policy: config and pure choices.
-//!            stats: the accounting. pressure: how short memory is, in levels. snapshot: state and reports as data.
+//!            stats: the accounting. pressure: how short memory is, in levels. snapshot: state, events, leaks and reports as data.
 //!            backend: the trait; the host, CUDA, wgpu, the simulated device.
 //! floor 0  units ids sync/
 //!            bytes and their text; newtypes of ids; locks with their order, atomics
@@ -60,7 +61,7 @@
 //!
 //! A hit is arithmetic under one lock and calls no driver. The rungs of the ladder, in order ([`snapshot::Rung`]): reuse; poll
 //! completed work; grow within the slack; move free pages together; wait on the device; grow to the limit; idle memory of other
-//! pools; return what is idle and grow; wait on the host; the user's reclaim hooks; the request's deadline; the error.
+//! pools; return what is idle and grow; wait on the host; the quarantine of debug mode; the user's reclaim hooks; the request's deadline; the error.
 //!
 //! # What always holds
 //! * **Placement is arithmetic.** The [`heap`] knows no memory, no stream, no clock and no lock; the same calls give the same
@@ -92,6 +93,8 @@
 //! | rung, ladder, trail | one remedy, their order, what happened |
 //! | trim, purge | return idle memory down to so many bytes; all of it |
 //! | site | where in the caller's code a block was asked for |
+//! | event, history | one thing that happened; the last of them, in a ring for each pool ([`snapshot::History`]) |
+//! | guard, poison, quarantine | bytes behind a block; the pattern in bytes that nobody owns; dropped blocks that are not used again yet ([`policy::DebugConfig`]) |
 //! | snapshot, map, report | the state as data, its picture, and what an out-of-memory error carries |
 //!
 //! # Where to read first

@@ -31,6 +31,30 @@ pub enum ReportLevel {
     },
 }
 
+/// What debug mode does, to find writes to memory that the writer does not own.
+///
+/// Bytes are filled and looked at by the CPU: where memory is not the host's, only the quarantine can be had. Nothing is found of reads, of writes that leave
+/// the bytes as they were, of writes to another live block, of writes before a block's start (but where the block before it is guarded, as that one's
+/// overrun), and of a dropped block once it has left the quarantine. Blocks of no bytes are not watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct DebugConfig {
+    /// Whether new blocks are filled with one pattern and dropped ones with another, which is looked at when they leave the quarantine.
+    pub poison: bool,
+    /// Bytes behind each block, at least, that are filled with a third pattern and looked at when it is dropped. Counted as padding. At most 1 MiB.
+    pub guard: u64,
+    /// Bytes of dropped blocks that are kept from being used again. They are live in every figure and for every limit, until newer ones take
+    /// their place, or a request could not be served otherwise.
+    pub quarantine: u64,
+}
+
+impl Default for DebugConfig {
+    /// Everything, with 64 bytes of guard and 64 MiB of quarantine.
+    fn default() -> Self {
+        DebugConfig { poison: true, guard: 64, quarantine: 64 * MIB }
+    }
+}
+
 /// How an allocator behaves. Plain data: make it with `Config::default()`, change fields, or chain the few setters.
 #[derive(Clone, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -68,6 +92,11 @@ pub struct Config {
     pub poll_every: u32,
     /// What an out-of-memory error carries.
     pub report: ReportLevel,
+    /// How many events each pool keeps for snapshots and reports ([`crate::snapshot::History`]), later ones over the oldest; 48 bytes each, taken at
+    /// once. 0: none, at no cost. At most 2^24.
+    pub history: usize,
+    /// Looking for misuse of memory. `None`: no such thing, at no cost. Fixed when the allocator is made.
+    pub debug: Option<DebugConfig>,
 }
 
 impl Default for Config {
@@ -88,6 +117,8 @@ impl Default for Config {
             decay: None,
             poll_every: 512,
             report: ReportLevel::Summary,
+            history: 0,
+            debug: None,
         }
     }
 }
@@ -118,6 +149,14 @@ pub enum ConfigError {
         min: f64,
         /// Most.
         max: f64,
+    },
+    /// A field asks for what this memory cannot do.
+    #[error("{key}: not with memory of {memory}, whose bytes the CPU does not see")]
+    NotHere {
+        /// The field.
+        key: &'static str,
+        /// The backend's name.
+        memory: &'static str,
     },
     /// Two fields contradict each other.
     #[error("{low} = {low_value} is above {high} = {high_value}")]
@@ -152,7 +191,7 @@ pub enum ConfigError {
 }
 
 const KEYS: &str = "limit, soft_limit, on_limit, slack, quantum, page, segment_min, alias, wait_to_move, wait_max, high_watermark, \
-                    low_watermark, decay, poll_every, report";
+                    low_watermark, decay, poll_every, report, history, debug";
 
 impl Config {
     /// Sets the limit.
@@ -164,6 +203,18 @@ impl Config {
     /// Sets the slack.
     pub fn slack(mut self, slack: f64) -> Self {
         self.slack = slack;
+        self
+    }
+
+    /// Sets how many events each pool keeps.
+    pub fn history(mut self, events: usize) -> Self {
+        self.history = events;
+        self
+    }
+
+    /// Switches debug mode on.
+    pub fn debug(mut self, debug: DebugConfig) -> Self {
+        self.debug = Some(debug);
         self
     }
 
@@ -187,6 +238,8 @@ impl Config {
         range("high_watermark", self.high_watermark, 0.0, 1.0)?;
         range("low_watermark", self.low_watermark, 0.0, 1.0)?;
         range("poll_every", f64::from(self.poll_every), 1.0, f64::from(u32::MAX))?;
+        range("history", self.history as f64, 0.0, f64::from(1 << 24))?;
+        range("debug.guard", self.debug.map_or(0.0, |debug| debug.guard as f64), 0.0, MIB as f64)?;
         range("segment_min", self.segment_min as f64, 4096.0, (1u64 << 40) as f64)?;
         ordered("low_watermark", self.low_watermark, "high_watermark", self.high_watermark)?;
         if let (Some(soft), Some(hard)) = (self.soft_limit, self.limit) {
@@ -236,6 +289,11 @@ impl Config {
                     (_, Some(Ok(at_most_per_second))) => ReportLevel::Full { at_most_per_second },
                     _ => return Err(bad("summary or full:TIMES_PER_SECOND")),
                 }
+            }
+            "history" => self.history = value.parse().map_err(|_| bad("a whole number"))?,
+            "debug" => {
+                let on: bool = value.parse().map_err(|_| bad("true or false"))?;
+                self.debug = on.then(DebugConfig::default);
             }
             "poll_every" => self.poll_every = value.parse().map_err(|_| bad("a whole number"))?,
             _ => return Err(ConfigError::UnknownKey { key: key.into(), known: KEYS }),

@@ -308,6 +308,35 @@ fn check_zero(subject: &Subject<'_>, region: Region) {
     }
 }
 
+/// Where a backend shows bytes, they are those of the memory, all of the span in order, and may be changed.
+fn check_bytes(subject: &Subject<'_>, region: Region) {
+    let size = region.size;
+    if !subject.backend.shows_bytes() {
+        let refused = subject.backend.bytes(Span { region: region.id, offset: 0, size }, &mut |_| {});
+        assert!(matches!(refused, Err(BackendError::Unsupported { .. })), "{refused:?}");
+        return;
+    }
+    for (offset, length) in [(0, size), (3, 1), (size / 2 - 7, 15), (size - 1, 1)] {
+        let around = offset.saturating_sub(1)..(offset + length + 1).min(size);
+        subject.write(region, around.start, around.end - around.start, 0x11);
+        subject.write(region, offset + length - 1, 1, 0x22);
+        let (mut shown, mut last) = (0, 0);
+        let mut change = |part: &mut [u8]| {
+            shown += part.len() as u64;
+            last = part[part.len() - 1];
+            part.fill(0x33);
+        };
+        subject.backend.bytes(Span { region: region.id, offset, size: length }, &mut change).unwrap();
+        assert_eq!((shown, last), (length, 0x22));
+        for (at, byte) in [(offset, 0x33), (offset + length - 1, 0x33)] {
+            subject.expect(region, at, byte);
+        }
+        for outside in [offset.checked_sub(1), Some(offset + length).filter(|end| *end < size)].into_iter().flatten() {
+            subject.expect(region, outside, 0x11);
+        }
+    }
+}
+
 fn grow(subject: &Subject<'_>, size: u64) -> Region {
     let region = subject.backend.grow_segment(size).unwrap();
     assert!(region.size >= size && region.base.is_multiple_of(subject.able.base_align), "{region:?}");

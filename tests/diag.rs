@@ -2,13 +2,14 @@
 
 use std::path::Path;
 
+use larder::backend::sim::SimConfig;
 use larder::diag::SegmentMap;
 use larder::ids::{BlockId, PoolId, RegionId, StreamId};
 use larder::snapshot::{BlockRecord, BlockState, PoolRecord, RegionRecord, Site, Snapshot, VERSION};
 use larder::stats::{Gauge, Stats};
 use larder::trace::{Trace, replay};
 use larder::units::{GIB, KIB, MIB, TIB};
-use larder::{Allocator, Config};
+use larder::{AllocError, Allocator, Config};
 
 fn golden(name: &str, text: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
@@ -75,6 +76,7 @@ fn snapshot(regions: Vec<RegionRecord>) -> Snapshot {
         beneath: 0,
         stats,
         pools: vec![pool],
+        history: None,
     }
 }
 
@@ -118,6 +120,23 @@ fn map_of_nothing() {
     let text =
         SegmentMap::new(&snapshot(vec![region(0, TIB, Some(2 * MIB), &[(BlockState::Unbacked, TIB)])])).to_string();
     golden("map_of_nothing.txt", &text);
+}
+
+#[test]
+fn report_with_the_last_events() {
+    let (allocator, _sim) =
+        Allocator::simulated(SimConfig::default(), Config::default().limit(8 * MIB).history(100)).unwrap();
+    let other = allocator.stream().unwrap();
+    let weights = allocator.request(5 * MIB).tag("weights").alloc().unwrap();
+    weights.used_on(&other);
+    drop(allocator.alloc_on(&other, 512 * KIB).unwrap());
+    let AllocError::OutOfMemory(mut report) = allocator.alloc(4 * MIB).unwrap_err() else { panic!("a limit") };
+    let site = Site { file: "src/model.rs", line: 40 };
+    for (at, event) in report.events.iter_mut().enumerate() {
+        (event.stamp, event.site) = (1_000_500 * at as u64, event.site.map(|_| site));
+    }
+    report.request.site = site;
+    golden("report_with_events.txt", &report.to_string());
 }
 
 #[test]

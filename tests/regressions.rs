@@ -12,7 +12,7 @@ use larder::backend::sim::{Call, Lag, Sim, SimConfig, SimMemory};
 use larder::backend::{Backend, BackendError};
 use larder::policy::{ConfigError, OnLimit};
 use larder::snapshot::{Rung, Verdict};
-use larder::trace::{Event, Reader, Writer, write_recording};
+use larder::trace::{Event, Reader, Writer, write_history};
 use larder::units::{GIB, KIB, MIB, TIB};
 use larder::{AllocError, Allocator, Any, Block, Config, Host, OomReport, PoolConfig, Simulated};
 
@@ -615,15 +615,14 @@ fn two_hundred_pools_find_addresses_on_the_host() {
 }
 
 #[test]
-fn tags_of_any_characters_survive_a_recording() {
+fn tags_of_any_characters_survive_a_trace_of_the_history() {
     let tags = ["kv cache", "a\nb", "a=b", "x\ty", "100 %", "a%20b", "größe", "#: ", "\r\n"];
-    let host = Allocator::host(Config::default()).unwrap();
-    host.record(usize::MAX);
+    let host = Allocator::host(Config::default().history(100)).unwrap();
     for tag in tags {
         let _tag = larder::tag(tag);
         drop(host.alloc(100).unwrap());
     }
-    let text = write_recording(&host.recorded(), Writer::plain(Vec::new())).unwrap();
+    let text = write_history(&host.snapshot(), Writer::plain(Vec::new())).unwrap();
     let read: Vec<_> = Reader::new(text.as_slice())
         .filter_map(|event| match event.unwrap() {
             Event::Alloc { tag, .. } => tag,

@@ -155,6 +155,10 @@ impl<M: Memory> Drop for Block<M> {
     #[inline]
     fn drop(&mut self) {
         let Some(home) = &self.home else { return };
+        if home.core.debug.is_some() {
+            // Counted, because others may be the last to own a block meanwhile; this block is still live.
+            return Arc::clone(&home.core).free_in_debug(home.pool, home.id);
+        }
         let last;
         {
             let pool = home.core.pool(home.pool);

@@ -16,7 +16,9 @@ use std::any::{Any, TypeId};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
 
+use super::debug::Debug;
 use super::error::AllocError;
+use super::history::{Clock, Ring};
 use super::ladder;
 use super::pool::{Grant, Need, Note, Pool, State};
 use super::reclaim::Hooks;
@@ -77,6 +79,10 @@ pub(crate) struct Core {
     /// An error met where it could not be returned; the next slow call returns it.
     pub deferred: Mutex<Option<BackendError>>,
     pub lost: AtomicBool,
+    /// Debug mode, when it is on.
+    pub debug: Option<Box<Debug>>,
+    /// What stamps the events of histories.
+    pub clock: Arc<Clock>,
     /// When the last full report was made.
     pub last_full_report: Mutex<Option<Instant>>,
     /// The limit where the config has none.
@@ -90,7 +96,7 @@ pub(crate) struct Core {
     pub open: Mutex<Vec<StreamId>>,
     /// Open recordings.
     pub recordings: Mutex<Numbers>,
-    /// How much a request must ask about before it takes anything: pools of captures and graphs, and the loss of the device.
+    /// How much a request must ask about before it takes anything: pools of captures and graphs, the loss of the device, and debug mode.
     pub special: AtomicU32,
     /// Streams under announced captures, each with the capture's pool. Grows under `slow` only.
     pub captures: Mutex<Vec<(StreamId, PoolId)>>,
@@ -115,8 +121,14 @@ impl Core {
         caps.alias &= config.alias;
         let quantum = config.quantum.unwrap_or(caps.quantum);
         check_quantum(quantum, &caps)?;
+        let debug = match config.debug {
+            Some(debug) => Some(Box::new(Debug::new(debug, &*backend)?)),
+            None => None,
+        };
         let core = Arc::new_cyclic(|me| Core {
             me: me.clone(),
+            special: AtomicU32::new(u32::from(debug.is_some())),
+            debug,
             backend: Outside(backend),
             caps,
             leaves_mapped,
@@ -131,6 +143,7 @@ impl Core {
             reserved_peak: AtomicU64::new(0),
             deferred: Mutex::new(Rank::Leaf, None),
             lost: AtomicBool::new(false),
+            clock: Arc::default(),
             last_full_report: Mutex::new(Rank::Leaf, None),
             default_limit,
             kind,
@@ -138,7 +151,6 @@ impl Core {
             handles: Mutex::new(Rank::Handles, Handles::default()),
             open: Mutex::new(Rank::Leaf, Vec::new()),
             recordings: Mutex::new(Rank::Recordings, Numbers::default()),
-            special: AtomicU32::new(0),
             captures: Mutex::new(Rank::Captures, Vec::new()),
             capture_pools: Mutex::new(Rank::Leaf, Vec::new()),
             graphs_gone: Mutex::new(Rank::Leaf, Vec::new()),
@@ -157,13 +169,17 @@ impl Core {
         if at == POOLS_MAX {
             return Err(AllocError::TooManyPools { max: POOLS_MAX });
         }
-        let poll_every = self.config.read().poll_every;
+        let (poll_every, history) = {
+            let config = self.config.read();
+            (config.poll_every, config.history)
+        };
         let mut clocks = Clocks::new(self.caps.host_ordered);
         if at > 0 {
             // A stream that exists already is known to the new pool too.
             self.pools().take(1).for_each(|pool| clocks.know(pool.state.lock().clocks.streams()));
         }
         let mut state = State::new(self.me.clone(), self.quantum, clocks, &self.caps, poll_every);
+        state.history = Ring::new(history, &self.clock, 0);
         let recordings = self.recordings.lock();
         recordings.open.iter().for_each(|number| state.recording_opened(*number));
         self.captures.lock().iter().for_each(|(stream, _)| state.clocks.set_recording(*stream, true));
@@ -214,6 +230,16 @@ impl Core {
             Some(size) if size <= self.caps.region_max => Ok(size),
             _ => Err(AllocError::TooLarge { requested: bytes, max: self.caps.region_max }),
         }
+    }
+
+    /// What a request of so many bytes takes, for one that could be served.
+    pub(crate) fn rounded(&self, bytes: u64) -> u64 {
+        align_up(self.with_guard(bytes), self.quantum).unwrap_or(bytes)
+    }
+
+    /// Bytes to ask the heap for, for so many of the user's.
+    pub(crate) fn with_guard(&self, bytes: u64) -> u64 {
+        self.debug.as_ref().map_or(bytes, |debug| debug.with_guard(bytes))
     }
 
     /// The first search for an ordinary request; nothing else happens on the hot path.
@@ -360,9 +386,11 @@ impl Core {
         config.validate()?;
         let mut current = self.config.write();
         (config.quantum, config.page, config.alias) = (current.quantum, current.page, current.alias);
-        let poll_every = config.poll_every;
+        config.debug = current.debug;
+        let (poll_every, history) = (config.poll_every, config.history);
         *current = config;
         drop(current);
+        self.keep_history(history);
         self.pools().for_each(|pool| pool.state.lock().set_poll_every(poll_every));
         Ok(())
     }

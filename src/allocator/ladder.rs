@@ -90,11 +90,16 @@ impl<'a> Climb<'a> {
     }
 
     fn whole(&mut self) -> Climbed {
-        if self.fails_fast() {
+        if self.fails_fast() && !self.ends_quarantine() {
             self.note(Rung::Grow, self.over_limit());
             return Ok(None);
         }
         if let Some(grant) = self.under_slow_lock()? {
+            return Ok(Some(grant));
+        }
+        if self.ends_quarantine()
+            && let Some(grant) = self.under_slow_lock()?
+        {
             return Ok(Some(grant));
         }
         if self.too_late {
@@ -108,6 +113,15 @@ impl<'a> Climb<'a> {
             return Ok(Some(grant));
         }
         self.deadline()
+    }
+
+    /// Whether dropped blocks that debug mode kept came back.
+    fn ends_quarantine(&mut self) -> bool {
+        let bytes = self.core.empty_quarantine();
+        if bytes > 0 {
+            self.note(Rung::Quarantine, Outcome::Freed { bytes });
+        }
+        bytes > 0
     }
 
     /// Whether the config wants an error at once and the figures say that only a free could help.
@@ -136,11 +150,18 @@ impl<'a> Climb<'a> {
             },
             None => self.core.slow.lock(),
         };
+        self.pool.state.lock().because_of(Some(self.need));
+        let climbed = self.rungs(&mut slow);
+        self.pool.state.lock().because_of(None);
+        climbed
+    }
+
+    fn rungs(&mut self, slow: &mut Slow) -> Climbed {
         self.captured = self.core.is_captured(self.need.stream)?;
         if self.captured {
-            return self.while_captured(&mut slow);
+            return self.while_captured(slow);
         }
-        if let Some(grant) = self.up_to_limit(&mut slow)? {
+        if let Some(grant) = self.up_to_limit(slow)? {
             return Ok(Some(grant));
         }
         if self.soft_limit.is_some() {
@@ -149,13 +170,13 @@ impl<'a> Climb<'a> {
                 return Ok(None);
             }
             self.soft_limit = None;
-            if let Some(grant) = self.grow(&mut slow)? {
+            if let Some(grant) = self.grow(slow)? {
                 return Ok(Some(grant));
             }
         }
         // No wait makes room for what the limit forbids beside all that is live.
         let hopeless = self.stops_at_limit() || self.core.forbids(self.id, self.need.size);
-        if hopeless { Ok(None) } else { self.host_wait(&mut slow) }
+        if hopeless { Ok(None) } else { self.host_wait(slow) }
     }
 
     /// All that may be tried for a stream under capture.
@@ -516,8 +537,9 @@ impl<'a> Climb<'a> {
 
     fn out_of_memory(self) -> AllocError {
         {
-            let _state = self.pool.state.lock();
+            let mut state = self.pool.state.lock();
             self.pool.meter.count(Count::Failure);
+            state.ran_out(self.need);
         }
         AllocError::OutOfMemory(Box::new(report::out_of_memory(self)))
     }

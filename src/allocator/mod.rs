@@ -11,13 +11,18 @@
 //! | `recording` | open recordings, captures, and the memory that a graph keeps |
 //! | `waiting` | requests with a deadline |
 //! | `report` | snapshots and out-of-memory reports |
-//! | `block`, `request`, `tags`, `history`, `error` | what users hold, ask, label, record and get instead |
+//! | `history` | the last events of each pool |
+//! | `debug` | guards, poison and quarantine, when the config asks for them |
+//! | `leaks` | what is still live, and what a stretch of code left behind |
+//! | `block`, `request`, `tags`, `error` | what users hold, ask, label and get instead |
 
 mod block;
 pub(crate) mod core;
+mod debug;
 mod error;
 mod history;
 mod ladder;
+mod leaks;
 mod pages;
 mod pool;
 mod reclaim;
@@ -45,12 +50,12 @@ use crate::backend::{Backend, Capabilities};
 use crate::ids::PoolId;
 use crate::policy::{Config, ConfigError, PoolConfig};
 use crate::pressure::Pressure;
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Misuse, Snapshot};
 use crate::stats::Stats;
 
 pub use block::Block;
 pub use error::AllocError;
-pub use history::{Event, Recording};
+pub use leaks::Scope;
 pub use reclaim::{HookGuard, Shortage};
 #[allow(unused_imports, reason = "used by devices with one queue, which a feature adds")]
 pub(crate) use recording::OpenRecording;
@@ -323,7 +328,9 @@ impl<M: Memory> Allocator<M> {
         Pressure::new(self.core.reserved.load(Relaxed), limit, budget.map(|budget| (budget.free, budget.total)))
     }
 
-    /// Everything that the allocator holds, as plain data.
+    /// Everything that the allocator holds, as plain data, with the events that the config lets it keep.
+    ///
+    /// A pool is locked while its blocks and events are copied; texts are made after that.
     pub fn snapshot(&self) -> Snapshot {
         self.core.snapshot()
     }
@@ -342,7 +349,8 @@ impl<M: Memory> Allocator<M> {
             .pools()
             .map(|pool| {
                 let state = pool.state.lock();
-                state.heap.memory() + state.clocks.memory()
+                let history = state.history.as_ref().map_or(0, |ring| ring.memory());
+                state.heap.memory() + state.clocks.memory() + history
             })
             .sum()
     }
@@ -384,7 +392,9 @@ impl<M: Memory> Allocator<M> {
         self.core.config.read().clone()
     }
 
-    /// Changes limits, slack, watermarks, decay, report level and the like from now on. Quantum, page and alias stay as they were.
+    /// Changes limits, slack, watermarks, decay, report level, history and the like from now on. Quantum, page, alias and debug mode stay as they
+    /// were.
+    /// A history of another length begins anew.
     ///
     /// # Errors
     /// The first contradiction; then nothing is changed.
@@ -400,15 +410,10 @@ impl<M: Memory> Allocator<M> {
         self.core.set_pool_config(self.pool, config)
     }
 
-    /// Records the events of this handle's pool from now on, at most `max` of them.
-    pub fn record(&self, max: usize) {
-        self.core.pool(self.pool).state.lock().history = Some(history::History::new(max));
-    }
-
-    /// Ends the recording and answers it; empty when there was none.
-    pub fn recorded(&self) -> Recording {
-        let history = self.core.pool(self.pool).state.lock().history.take();
-        history.map(history::History::finish).unwrap_or_default()
+    /// What debug mode found since this was called last, after a look at all memory that it watches now: the oldest 256 finds. Nothing without
+    /// debug mode ([`Config::debug`]). Time linear in the bytes that are watched; drops and allocations wait meanwhile.
+    pub fn misuses(&self) -> Vec<Misuse> {
+        self.core.misuses()
     }
 
     /// What the backend can do.

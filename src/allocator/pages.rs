@@ -4,11 +4,13 @@
 //! moved are free pages at their new address, the rest is as before. So nothing is ever undone, and nothing is lost.
 
 use super::core::{Core, Slow};
+use super::history::Happening;
 use super::pool::{Grant, Need, Pool, State};
 use crate::backend::{BackendError, Span};
 use crate::fence::Counter;
 use crate::heap::{Claim, Preference, Source};
 use crate::ids::{Access, FenceId, Fences, PoolId, StreamId};
+use crate::snapshot::Action;
 use crate::stats::Count;
 use crate::units::{GIB, align_down};
 
@@ -305,10 +307,12 @@ fn commit(
     for chunk in &chunks[..done] {
         let Some(from) = chunk.from else {
             core.count_reserved(pool, chunk.to_span.size);
+            state.happened(to_memory(state, Action::Grow, chunk.to));
             index = state.heap.fill(chunk.to, FenceId::NONE, &mut state.clocks);
             continue;
         };
         moved += chunk.to_span.size;
+        state.happened(to_memory(state, Action::Remap, chunk.to));
         let fence = state.clocks.copy(state.heap.fence(from));
         index = state.heap.fill(chunk.to, fence, &mut state.clocks);
         if core.leaves_mapped {
@@ -333,6 +337,12 @@ fn commit(
         pool.meter.count(Count::Moved(moved));
     }
     index
+}
+
+/// What the history says of a block's memory.
+fn to_memory(state: &State, action: Action, index: u32) -> Happening {
+    let (place, offset, size) = state.heap.place(index);
+    Happening::to_memory(action, size, state.bases[usize::from(place)] + offset)
 }
 
 /// Unmaps the old addresses of moved pages whose work is complete.

@@ -11,7 +11,7 @@ use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use super::core::Core;
-use super::history::History;
+use super::history::Ring;
 use super::tags::TagId;
 use crate::backend::{Capabilities, Region};
 use crate::fence::Clocks;
@@ -109,7 +109,7 @@ pub(crate) struct State {
     /// Open recordings: each may have touched any block.
     recordings: Vec<StreamId>,
     pub tags: Vec<TagUse>,
-    pub history: Option<History>,
+    pub history: Option<Box<Ring>>,
     /// The number of allocations at which completed work is looked for.
     next_care: u64,
     poll_every: u32,
@@ -117,8 +117,10 @@ pub(crate) struct State {
     streams: bool,
     /// Whether free pages are brought together when nothing is live: where moving them costs little.
     retreats: bool,
+    /// Live blocks that debug mode keeps and nobody owns.
+    quarantined: u64,
     core: Weak<Core>,
-    /// The core, while a block of this pool is live: blocks refer to it without counting.
+    /// The core, while a block of this pool has an owner: blocks refer to it without counting.
     keeper: Option<Arc<Core>>,
 }
 
@@ -137,6 +139,7 @@ impl State {
             poll_every,
             streams: caps.streams,
             retreats: caps.alias,
+            quarantined: 0,
             core,
             keeper: None,
         }
@@ -186,16 +189,17 @@ impl State {
             self.keep_core();
         }
         if self.history.is_some() {
-            self.remember(index, align);
+            self.remember(index, |history, block, address, note| history.gave(block, address, note, align));
         }
         grant
     }
 
-    #[cold]
-    fn remember(&mut self, index: u32, align: u64) {
+    /// Writes down what happened to a live block, where a history is kept.
+    #[inline(never)]
+    fn remember(&mut self, index: u32, write: impl FnOnce(&mut Ring, Owned, u64, &Note)) {
         let (block, note) = self.heap.owned(index);
         if let Some(history) = &mut self.history {
-            history.gave(block.id, block.size - u64::from(note.padding), align, note.stream(), note.tag);
+            write(history, block, self.bases[usize::from(block.place)] + block.offset, note);
         }
     }
 
@@ -230,8 +234,8 @@ impl State {
         } else {
             self.clocks.freed_on(note.stream())
         };
-        if let Some(history) = &mut self.history {
-            history.took_back(id);
+        if self.history.is_some() {
+            self.remember(index, Ring::took_back);
         }
         self.heap.put_live(index, fence, &mut self.clocks);
         let tag = &mut self.tags[usize::from(note.tag.0)];
@@ -239,6 +243,18 @@ impl State {
         tag.blocks -= 1;
         meter.took_back(size - u64::from(note.padding), size, self.heap.pending());
         if meter.is_idle() { self.idle() } else { None }
+    }
+
+    /// The owner of a live block is gone, and debug mode keeps it. Answers as [`State::take_back`] when that was the last owner.
+    pub(crate) fn enters_quarantine(&mut self, meter: &Meter) -> Option<Arc<Core>> {
+        self.quarantined += 1;
+        if meter.read().blocks.current == self.quarantined { self.keeper.take() } else { None }
+    }
+
+    /// A block that debug mode kept comes back.
+    pub(crate) fn leaves_quarantine(&mut self, id: BlockId, meter: &Meter) -> Option<Arc<Core>> {
+        self.quarantined -= 1;
+        self.take_back(id, meter)
     }
 
     #[cold]
@@ -273,9 +289,7 @@ impl State {
         let users = self.users.entry(index).or_default();
         if !users.contains(&stream) {
             users.push(stream);
-            if let Some(history) = &mut self.history {
-                history.used(id, stream);
-            }
+            self.remember(index, |history, block, address, note| history.used(block, address, note, stream));
         }
     }
 

@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::core::{Core, Slow};
+use super::history::Happening;
 use super::{pages, segments};
 use crate::backend::{BackendError, Span};
 use crate::ids::{Access, PoolId};
+use crate::snapshot::Action;
 use crate::sync::{Mutex, Rank, assert_free_of_all, thread_local};
 use crate::units::align_down;
 
@@ -154,6 +156,8 @@ impl Core {
             if result.is_ok() {
                 state.heap.forget_backing(index, &mut state.clocks);
                 self.count_returned(pool, span.size);
+                let address = state.bases[usize::from(state.heap.place(index).0)] + span.offset;
+                state.happened(Happening::to_memory(Action::Return, span.size, address));
                 returned += span.size;
             } else {
                 state.heap.unhold(index, &mut state.clocks);
@@ -184,11 +188,13 @@ impl Core {
             returned += self.return_idle(id, idle - keep, slow)?;
         }
         self.backend.tidy();
+        self.pool(PoolId(0)).state.lock().happened(Happening::to_memory(Action::Trim, returned, 0));
         Ok(returned)
     }
 
     /// Waits for unfinished work, then returns everything that is idle.
     pub(crate) fn purge(&self) -> Result<u64, BackendError> {
+        self.empty_quarantine();
         let mut slow = self.slow.lock();
         let until = self.patience();
         for at in 0..self.pools().count() {
@@ -242,6 +248,7 @@ impl Drop for Core {
     /// The last owner is gone: everything goes back, after unfinished work. A device that is lost, or a wait that fails, leaves
     /// the memory to the backend's own end.
     fn drop(&mut self) {
+        self.empty_quarantine();
         let mut slow = std::mem::take(&mut *self.slow.lock());
         slow.retired.resize_with(self.pools().count(), Vec::new);
         slow.retiring.drain(..).filter_map(|stream| stream.event).for_each(|event| self.backend.forget(event));

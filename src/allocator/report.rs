@@ -3,11 +3,12 @@
 use std::time::Instant;
 
 use super::core::Core;
+use super::history::Copied;
 use super::ladder::Climb;
-use super::pool::{Note, State};
+use super::pool::{Note, Pool, State, TagUse};
 use super::tags::TagId;
 use crate::heap::{BlockView, State as HeapState, whole_pages};
-use crate::ids::PoolId;
+use crate::ids::{PoolId, StreamId};
 use crate::policy::ReportLevel;
 use crate::snapshot::{
     BlockRecord, BlockState, OomReport, Outcome, PoolRecord, RegionRecord, RequestRecord, Snapshot, TagRecord, VERSION,
@@ -17,9 +18,10 @@ use crate::stats::Stats;
 /// The report of a request that reached the end of the ladder.
 pub(super) fn out_of_memory(climb: Climb<'_>) -> OomReport {
     let (core, pool, need) = (climb.core, climb.pool, climb.need);
-    let (largest_free, holders) = {
+    let (largest_free, holders, events) = {
         let state = pool.state.lock();
-        (state.heap.largest_free(), holders(&state, OomReport::HOLDERS))
+        let events = Copied::last(climb.id, &state, OomReport::EVENTS);
+        (state.heap.largest_free(), holders(&state.tags, OomReport::HOLDERS), events)
     };
     let room = core.binding_room(climb.id, need.size);
     let others = || core.pools().filter(|other| !std::ptr::eq(*other, pool)).map(|other| other.meter.read());
@@ -51,6 +53,7 @@ pub(super) fn out_of_memory(climb: Climb<'_>) -> OomReport {
         holders,
         idle_elsewhere: others().map(|stats| stats.idle()).sum(),
         budget,
+        events: events.iter().flat_map(|copied| core.events(copied)).collect(),
         snapshot: full_report_is_due(core).then(|| Box::new(core.snapshot())),
     }
 }
@@ -68,9 +71,9 @@ fn full_report_is_due(core: &Core) -> bool {
 }
 
 /// Bytes by tag, largest first, of the `most` largest.
-fn holders(state: &State, most: usize) -> Vec<TagRecord> {
+fn holders(tags: &[TagUse], most: usize) -> Vec<TagRecord> {
     let mut largest: Vec<(std::cmp::Reverse<u64>, usize)> = Vec::new();
-    for (at, tag) in state.tags.iter().enumerate().filter(|(_, tag)| tag.blocks > 0) {
+    for (at, tag) in tags.iter().enumerate().filter(|(_, tag)| tag.blocks > 0) {
         let key = (std::cmp::Reverse(tag.live), at);
         if largest.len() == most && largest.last().is_some_and(|last| *last < key) {
             continue;
@@ -78,11 +81,8 @@ fn holders(state: &State, most: usize) -> Vec<TagRecord> {
         largest.insert(largest.partition_point(|other| *other < key), key);
         largest.truncate(most);
     }
-    let record = |(_, at): (_, usize)| TagRecord {
-        tag: TagId(at as u16).name(),
-        live: state.tags[at].live,
-        blocks: state.tags[at].blocks,
-    };
+    let record =
+        |(_, at): (_, usize)| TagRecord { tag: TagId(at as u16).name(), live: tags[at].live, blocks: tags[at].blocks };
     largest.into_iter().map(record).collect()
 }
 
@@ -97,7 +97,12 @@ impl Core {
 
     /// Everything. Each pool is copied under its lock, as one instant; texts are made outside.
     pub(crate) fn snapshot(&self) -> Snapshot {
-        let pools = self.pools().enumerate().map(|(at, _)| self.pool_record(PoolId(at as u16))).collect();
+        let (mut pools, mut histories) = (Vec::new(), Vec::new());
+        for (at, pool) in self.pools().enumerate() {
+            let mut copy = PoolCopy::of(pool, PoolId(at as u16), self.config.read().history);
+            histories.extend(copy.history.take());
+            pools.push(copy.into_record(pool, PoolId(at as u16)));
+        }
         Snapshot {
             version: VERSION,
             backend: self.caps.name.to_string(),
@@ -106,64 +111,97 @@ impl Core {
             beneath: self.backend.beneath(),
             stats: self.total_stats(),
             pools,
+            history: self.history(histories),
+        }
+    }
+}
+
+/// A pool as copied under its lock: numbers only, into room that was made before.
+struct PoolCopy {
+    /// Each with the number of its blocks.
+    regions: Vec<(RegionRecord, usize)>,
+    blocks: Vec<RawBlock>,
+    /// What blocks wait for or are used on, one after the other.
+    streams: Vec<StreamId>,
+    tags: Vec<TagUse>,
+    stats: Stats,
+    largest_free: u64,
+    history: Option<Copied>,
+}
+
+struct RawBlock {
+    view: BlockView<Note>,
+    /// How many of the streams are its.
+    streams: u16,
+}
+
+impl PoolCopy {
+    fn of(pool: &Pool, id: PoolId, events: usize) -> PoolCopy {
+        // Free blocks lie between live ones, and voids between those.
+        let expected = 3 * pool.meter.read().blocks.current as usize + 16;
+        let (mut blocks, mut streams) = (Vec::with_capacity(expected), Vec::with_capacity(expected));
+        let history = Copied::with_room(events);
+        let state = pool.state.lock();
+        let regions = state.heap.places().map(|place| state.copy_region(place, &mut blocks, &mut streams)).collect();
+        PoolCopy {
+            regions,
+            blocks,
+            streams,
+            tags: state.tags.clone(),
+            stats: pool.meter.read(),
+            largest_free: state.heap.largest_free(),
+            history: history.fill(id, &state),
         }
     }
 
-    fn pool_record(&self, id: PoolId) -> PoolRecord {
-        let pool = self.pool(id);
-        let (regions, tags, stats, largest_free, stranded) = {
-            let state = pool.state.lock();
-            let places: Vec<u16> = state.heap.places().collect();
-            let regions: Vec<(RegionRecord, Vec<RawBlock>)> =
-                places.iter().map(|place| copy_region(&state, *place)).collect();
-            let stranded = places.iter().map(|place| stranded(&state, *place)).sum();
-            (regions, holders(&state, usize::MAX), pool.meter.read(), state.heap.largest_free(), stranded)
-        };
-        let finish = |(mut record, blocks): (RegionRecord, Vec<RawBlock>)| {
-            record.blocks = blocks.into_iter().map(finish_block).collect();
-            record
-        };
+    fn into_record(self, pool: &Pool, id: PoolId) -> PoolRecord {
+        let (mut blocks, mut streams) = (self.blocks.into_iter(), self.streams.into_iter());
+        let mut regions = Vec::new();
+        for (mut record, count) in self.regions {
+            let finish = |raw: RawBlock| finish_block(&raw.view, streams.by_ref().take(raw.streams.into()).collect());
+            record.blocks = blocks.by_ref().take(count).map(finish).collect();
+            regions.push(record);
+        }
         PoolRecord {
             id,
             name: pool.name.clone(),
             limit: pool.config.read().limit,
-            stats,
-            stranded,
-            largest_free,
-            tags,
-            regions: regions.into_iter().map(finish).collect(),
+            stats: self.stats,
+            stranded: regions.iter().map(stranded).sum(),
+            largest_free: self.largest_free,
+            tags: holders(&self.tags, usize::MAX),
+            regions,
         }
     }
 }
 
-/// A block as copied under the lock.
-struct RawBlock {
-    view: BlockView<Note>,
-    waits_for: Vec<crate::ids::StreamId>,
+impl State {
+    fn copy_region(
+        &self,
+        place: u16,
+        blocks: &mut Vec<RawBlock>,
+        streams: &mut Vec<StreamId>,
+    ) -> (RegionRecord, usize) {
+        let (size, page) = self.heap.extent(place);
+        let (region, base) = (self.heap.region(place), self.bases[usize::from(place)]);
+        let record = RegionRecord { id: region, base, size, page, blocks: Vec::new() };
+        let before = blocks.len();
+        for view in self.heap.blocks(place) {
+            let known = streams.len();
+            match view.state {
+                HeapState::Live if view.note.is_shared() => {
+                    streams.extend(self.users.get(&view.id.index).into_iter().flatten())
+                }
+                HeapState::Live => {}
+                _ => streams.extend(self.clocks.pairs(view.fence).map(|(stream, _)| stream)),
+            }
+            blocks.push(RawBlock { view, streams: (streams.len() - known) as u16 });
+        }
+        (record, blocks.len() - before)
+    }
 }
 
-fn copy_region(state: &State, place: u16) -> (RegionRecord, Vec<RawBlock>) {
-    let (size, page) = state.heap.extent(place);
-    let record = RegionRecord {
-        id: state.heap.region(place),
-        base: state.bases[place as usize],
-        size,
-        page,
-        blocks: Vec::new(),
-    };
-    let copy = |view: BlockView<Note>| {
-        let waits_for = match view.state {
-            HeapState::Live if view.note.is_shared() => state.users.get(&view.id.index).cloned().unwrap_or_default(),
-            HeapState::Live => Vec::new(),
-            _ => state.clocks.pairs(view.fence).map(|(stream, _)| stream).collect(),
-        };
-        RawBlock { view, waits_for }
-    };
-    (record, state.heap.blocks(place).map(copy).collect())
-}
-
-fn finish_block(raw: RawBlock) -> BlockRecord {
-    let RawBlock { view, waits_for } = raw;
+fn finish_block(view: &BlockView<Note>, waits_for: Vec<StreamId>) -> BlockRecord {
     let live = view.state == HeapState::Live;
     BlockRecord {
         id: view.id,
@@ -186,17 +224,16 @@ fn finish_block(raw: RawBlock) -> BlockRecord {
 }
 
 /// Free bytes of a region that cannot go back, because something live shares their page or segment.
-fn stranded(state: &State, place: u16) -> u64 {
-    let (_, page) = state.heap.extent(place);
-    let free = state.heap.blocks(place).filter(|block| block.state == HeapState::Free);
-    match page {
-        Some(page) => free
+fn stranded(region: &RegionRecord) -> u64 {
+    let free = || region.blocks.iter().filter(|block| matches!(block.state, BlockState::Free | BlockState::Pending));
+    match region.page {
+        Some(page) => free()
             .map(|block| {
                 let whole = whole_pages(block.offset, block.size, page);
                 block.size - (whole.end - whole.start)
             })
             .sum(),
-        None if state.heap.whole(place).is_some() => 0,
-        None => free.map(|block| block.size).sum(),
+        None if region.blocks.len() == 1 => 0,
+        None => free().map(|block| block.size).sum(),
     }
 }

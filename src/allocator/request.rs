@@ -107,15 +107,17 @@ impl<'a, M: Memory> Request<'a, M> {
     #[inline]
     pub fn alloc(self) -> Result<Block<M>, AllocError> {
         let core = &self.allocator.core;
-        let size = core.round(self.bytes, self.align)?;
+        let mut size = core.round(self.bytes, self.align)?;
         let stream = match self.stream {
             None => StreamId(0),
             Some(stream) if stream.belongs_to(core) => stream.id(),
             Some(_) => return Err(AllocError::ForeignStream),
         };
         let mut id = self.pool;
-        if core.special.load(Relaxed) > 0 {
+        let special = core.special.load(Relaxed) > 0;
+        if special {
             id = core.route(id, stream)?;
+            size = core.round(core.with_guard(self.bytes), self.align)?;
         }
         let Some(pool) = core.find_pool(id) else {
             return Err(AllocError::UnknownPool { pool: id, pools: core.pools().count() });
@@ -138,6 +140,9 @@ impl<'a, M: Memory> Request<'a, M> {
             }
         };
         let block = Block::new(core, id, grant, self.bytes);
+        if let Some(debug) = &core.debug {
+            debug.gave(core, (id, grant), self.bytes, note);
+        }
         if self.zeroed {
             core.backend.zero(stream, Span { size: self.bytes, ..core.span(id, grant.id) })?;
         }

@@ -1,11 +1,12 @@
 //! Memory in segments: how large they are made, growth by whole segments, and their return when nothing in them is in use.
 
 use super::core::{Core, Slow};
+use super::history::Happening;
 use super::ladder::{Climb, Climbed};
 use crate::backend::BackendError;
 use crate::ids::PoolId;
 use crate::policy::{OnLimit, roomy_segment, segment_size};
-use crate::snapshot::{Outcome, Rung};
+use crate::snapshot::{Action, Outcome, Rung};
 
 /// Adds a segment of `size` bytes to a pool.
 pub(super) fn grow(core: &Core, id: PoolId, size: u64) -> Result<(), BackendError> {
@@ -18,6 +19,7 @@ pub(super) fn grow(core: &Core, id: PoolId, size: u64) -> Result<(), BackendErro
         return Err(BackendError::OutOfMemory { call: "grow_segment", requested: size });
     }
     core.count_reserved(pool, region.size);
+    state.happened(Happening::to_memory(Action::Grow, region.size, region.base));
     pool.meter.addresses(state.addresses());
     Ok(())
 }
@@ -55,6 +57,7 @@ pub(super) fn release_empty(core: &Core, id: PoolId, wanted: u64, most: u64) -> 
         }
         state.heap.remove_region(place, &mut state.clocks);
         core.count_returned(pool, size);
+        state.happened(Happening::to_memory(Action::Return, size, state.bases[usize::from(place)]));
         released += size;
     }
     Ok(released)

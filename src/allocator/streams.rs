@@ -7,11 +7,13 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use super::core::{Core, Slow};
+use super::history::Happening;
 use super::pages;
 use super::pool::Pool;
 use crate::backend::BackendError;
 use crate::fence::Counter;
 use crate::ids::{EventId, PoolId, StreamId};
+use crate::snapshot::Action;
 use crate::stats::Count;
 
 /// Stream numbers have 15 bits here: notes and fences use the sixteenth to say "several streams".
@@ -238,6 +240,7 @@ impl Core {
             let mut state = pool.state.lock();
             state.clocks.waited(stream, pair.0, event);
             pool.meter.count(Count::StreamWait);
+            state.happened(Happening::wait(Action::StreamWait, stream, pair.0));
         }
         Ok(())
     }
@@ -292,8 +295,9 @@ impl Core {
             };
             let left = until.saturating_duration_since(Instant::now());
             {
-                let _state = pool.state.lock();
+                let mut state = pool.state.lock();
                 pool.meter.count(Count::HostWait);
+                state.happened(Happening::wait(Action::HostWait, stream, stream));
             }
             if self.backend.host_wait(event, Some(left))? {
                 self.completed(pool, stream, event);

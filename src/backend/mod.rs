@@ -10,7 +10,7 @@
 //! # Contract
 //!
 //! What the caller promises (the simulated device checks every word of it):
-//! 1. Spans lie in their region and are not empty; except for `zero`, their offsets and sizes are multiples of the page. So is the size
+//! 1. Spans lie in their region and are not empty; except for `zero` and `bytes`, their offsets and sizes are multiples of the page. So is the size
 //!    of a reservation, which is not 0.
 //! 2. `back` is called only on pages with nothing behind them, `unback` and the source of `remap` only on pages with
 //!    something behind them, the target of `remap` only on pages with nothing behind them.
@@ -236,6 +236,16 @@ pub trait Backend: Any + Send + Sync {
 
     /// Fills a span with zeros, in the order of `stream`. The span need not be a multiple of the page.
     fn zero(&self, stream: StreamId, span: Span) -> Result<(), BackendError>;
+    /// Whether [`Backend::bytes`] shows bytes: of memory that the CPU alone reads and writes.
+    fn shows_bytes(&self) -> bool {
+        false
+    }
+    /// Shows the bytes of a span to `look`, in parts, in order, to read and to change. The span need not be a multiple of the page; nobody else uses
+    /// these bytes meanwhile (promise 4).
+    fn bytes(&self, span: Span, look: &mut dyn FnMut(&mut [u8])) -> Result<(), BackendError> {
+        let _ = (span, look);
+        Err(self.unsupported("bytes"))
+    }
     /// What the device says about its memory; `None` where nobody knows.
     fn budget(&self) -> Result<Option<Budget>, BackendError>;
 

@@ -35,8 +35,8 @@ impl Brief {
         let mut nap = Duration::from_micros(8);
         loop {
             match looks {
-                ..PAUSES => (0..4 << looks).for_each(|_| spin_loop()),
-                ..YIELDS => std::thread::yield_now(),
+                0..PAUSES => (0..4 << looks).for_each(|_| spin_loop()),
+                PAUSES..YIELDS => std::thread::yield_now(),
                 _ => {
                     std::thread::sleep(nap);
                     nap = (nap * 2).min(NAP_MAX);

@@ -18,6 +18,8 @@ pub(crate) enum Rank {
     PoolConfig,
     /// The config.
     Config,
+    /// What debug mode keeps. Held while it looks at bytes.
+    Ledger,
     /// A pool's heap and clocks: arithmetic only, and no two pools' at once.
     State,
     /// The simulated device's own.
@@ -85,8 +87,8 @@ fn bit(rank: Rank) -> u32 {
 
 #[cfg(debug_assertions)]
 fn names(held: u32) -> String {
-    use Rank::{Captures, Config, Device, Handles, Leaf, PoolConfig, Recordings, Slow, State};
-    let all = [Slow, Handles, Recordings, Captures, PoolConfig, Config, State, Device, Leaf];
+    use Rank::{Captures, Config, Device, Handles, Leaf, Ledger, PoolConfig, Recordings, Slow, State};
+    let all = [Slow, Handles, Recordings, Captures, PoolConfig, Config, Ledger, State, Device, Leaf];
     let names = all.iter().filter(|rank| held & bit(**rank) != 0).map(|rank| format!("{rank:?}"));
     names.collect::<Vec<_>>().join(", ")
 }

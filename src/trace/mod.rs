@@ -44,20 +44,21 @@
 
 mod cpu_time;
 mod error;
+mod history;
 mod lines;
 pub mod models;
 mod program;
 mod read;
-mod record;
+
 pub mod replay;
 mod write;
 
 use std::sync::Arc;
 
 pub use error::{TraceError, TraceErrorKind};
+pub use history::write_history;
 pub use program::{Alloc, Builder, Op, Trace};
 pub use read::{Headers, Limits, Reader};
-pub use record::write_recording;
 pub use write::{WriteError, Writer};
 
 /// Longest line in bytes, its end not counted.

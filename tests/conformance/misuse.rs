@@ -11,6 +11,14 @@ fn breach(result: Result<(), BackendError>) {
     assert!(matches!(result, Err(BackendError::Contract { .. })), "{result:?}");
 }
 
+/// A span that has no bytes to show.
+#[track_caller]
+fn shows_nothing(subject: &Subject<'_>, span: Span) {
+    if subject.backend.shows_bytes() {
+        breach(subject.backend.bytes(span, &mut |part| panic!("{} bytes of {span:?} are shown", part.len())));
+    }
+}
+
 /// What a caller must not do is an error, changes nothing, and does not disturb what comes after. For a backend of its own:
 /// a simulated device remembers what it was asked.
 pub fn refused(subject: &Subject<'_>) {
@@ -68,6 +76,7 @@ fn refused_on_pages(subject: &Subject<'_>) {
     }
     for (offset, size) in [(0, 1), (page, 0), (page - 1, 2), (3 * page - 1, 2), (6 * page, 1), (u64::MAX, 2)] {
         breach(backend.zero(StreamId(0), span(offset, size)));
+        shows_nothing(subject, span(offset, size));
     }
     breach(backend.release(region.id));
     subject.expect(region, page, 3);
@@ -87,6 +96,7 @@ fn refused_on_segments(subject: &Subject<'_>) {
     subject.write(region, 0, region.size, 5);
     for (offset, size) in [(0, 0), (region.size, 1), (region.size - 1, 2), (u64::MAX, 2), (1, u64::MAX)] {
         breach(subject.backend.zero(StreamId(0), Span { region: region.id, offset, size }));
+        shows_nothing(subject, Span { region: region.id, offset, size });
     }
     subject.expect(region, 0, 5);
     subject.expect(region, region.size - 1, 5);

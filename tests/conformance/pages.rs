@@ -2,7 +2,7 @@
 
 use larder::backend::Region;
 
-use crate::{Random, Subject, check_zero};
+use crate::{Random, Subject, check_bytes, check_zero};
 
 /// Everything about pages.
 pub fn conform(subject: &Subject<'_>) {
@@ -98,6 +98,7 @@ fn zero_is_zero_to_the_byte(subject: &Subject<'_>) {
     let whole = subject.pages(region, 0, 3);
     subject.backend.back(whole).unwrap();
     check_zero(subject, region);
+    check_bytes(subject, region);
     subject.backend.unback(whole).unwrap();
     subject.backend.release(region.id).unwrap();
 }

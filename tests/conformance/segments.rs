@@ -3,7 +3,7 @@
 use larder::backend::Region;
 use larder::units::{KIB, MIB};
 
-use crate::{Random, Subject, check_zero, grow};
+use crate::{Random, Subject, check_bytes, check_zero, grow};
 
 /// Everything about segments.
 pub fn conform(subject: &Subject<'_>) {
@@ -23,6 +23,7 @@ fn segments_come_and_go(subject: &Subject<'_>) {
         subject.expect(*region, region.size - 1, byte);
     }
     check_zero(subject, regions[4]);
+    check_bytes(subject, regions[4]);
     for region in regions {
         subject.backend.release(region.id).unwrap();
     }

@@ -28,6 +28,14 @@ const fn stream(name: &'static str, edits: &'static [Edit]) -> Mutant {
     Mutant { name, edits, caught_by: "stream_model" }
 }
 
+const fn history(name: &'static str, edits: &'static [Edit]) -> Mutant {
+    Mutant { name, edits, caught_by: "history" }
+}
+
+const fn debug(name: &'static str, edits: &'static [Edit]) -> Mutant {
+    Mutant { name, edits, caught_by: "debug" }
+}
+
 const fn cuda(name: &'static str, edits: &'static [Edit]) -> Mutant {
     Mutant { name, edits, caught_by: "cuda" }
 }
@@ -48,9 +56,56 @@ const POOL: &str = "allocator/pool.rs";
 const STREAMS: &str = "allocator/streams.rs";
 const PAGES: &str = "allocator/pages.rs";
 const PARTS: &str = "heap/parts.rs";
+const HISTORY: &str = "allocator/history.rs";
+const WRITTEN: &str = "trace/history.rs";
+const DEBUG: &str = "allocator/debug.rs";
 const EDIT: &str = "heap/edit.rs";
 
 pub const MUTANTS: &[Mutant] = &[
+    debug(
+        "the first byte behind a block is not guarded",
+        &[edit(
+            DEBUG,
+            "offset: span.offset + requested, size: span.size - requested,",
+            "offset: span.offset + requested + 1, size: span.size - requested - 1,",
+        )],
+    ),
+    debug(
+        "the newest leaves the quarantine first",
+        &[edit(DEBUG, "ledger.quarantine.pop_front()", "ledger.quarantine.pop_back()")],
+    ),
+    debug(
+        "poison is not looked at when a block leaves the quarantine",
+        &[edit(DEBUG, "self.look_at_poison(backend, key, &entry, &mut ledger.finds);\n            left", "left")],
+    ),
+    debug(
+        "the quarantine keeps its core",
+        &[edit(POOL, "if meter.read().blocks.current == self.quarantined {", "if false && meter.is_idle() {")],
+    ),
+    debug(
+        "memory runs out before the quarantine ends",
+        &[edit("allocator/ladder.rs", "if self.ends_quarantine()\n            && ", "if false\n            && ")],
+    ),
+    history(
+        "what a history overwrites is not counted",
+        &[edit(HISTORY, "match written.saturating_sub(self.slots.len() as u64) {", "match 0 * written {")],
+    ),
+    history(
+        "a pool's stamps know nothing of other pools",
+        &[edit(HISTORY, "self.stamp.max(self.clock.last.load(Relaxed)) + 1", "self.stamp + 1")],
+    ),
+    history(
+        "a full ring is read from its slot 0",
+        &[edit(
+            HISTORY,
+            "(if self.laps == 0 { &[] } else { older }, newer)",
+            "(newer, if self.laps == 0 { &[] } else { older })",
+        )],
+    ),
+    history(
+        "a trace forgets what was live before its window",
+        &[edit(WRITTEN, "if !known.contains(&key) {", "if false && !known.contains(&key) {")],
+    ),
     Mutant {
         name: "a graph's pages go while it may be launched",
         edits: &[edit(

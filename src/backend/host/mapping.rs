@@ -181,6 +181,17 @@ impl Mapping {
         Ok(())
     }
 
+    /// The bytes of a backed range, which nobody else uses meanwhile.
+    pub(super) fn bytes(&mut self, range: Range<u64>) -> io::Result<&mut [u8]> {
+        assert!(self.backed.covers(&range));
+        self.own()?;
+        // SAFETY: a backed range is mapped, readable, writable, initialised by the system and ours, as long as this is borrowed. That
+        // nobody else uses it meanwhile is what the caller of the backend promises (4).
+        Ok(unsafe {
+            std::slice::from_raw_parts_mut(at(self.base + range.start).cast::<u8>(), (range.end - range.start) as usize)
+        })
+    }
+
     /// Makes the system put memory behind a range that was opened just now and not touched since, with up to `threads`
     /// threads, none of which gets a part of a huge page.
     pub(super) fn populate(&mut self, range: Range<u64>, threads: NonZeroUsize) -> io::Result<()> {

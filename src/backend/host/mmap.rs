@@ -198,6 +198,29 @@ impl Mmap {
         }
         Ok(range)
     }
+
+    /// Does `work` on the parts of a backed span, in order.
+    fn in_pieces(
+        &self,
+        call: &'static str,
+        span: Span,
+        mut work: impl FnMut(&mut Mapping, Range<u64>) -> io::Result<()>,
+    ) -> Result<(), BackendError> {
+        let backed = |mapping: &Mapping, part: Span| {
+            let range = range_within(call, part, mapping.size())?;
+            match mapping.backed().covers(&range) {
+                true => Ok(range),
+                false => Err(contract(call, format!("a page in {range:?} of {} is not backed", span.region))),
+            }
+        };
+        self.mappings.with(call, span.region, |mapping| backed(mapping, span).map(|_| ()))?;
+        pieces(span).try_for_each(|piece| {
+            self.mappings.with(call, span.region, |mapping| {
+                let range = backed(mapping, piece)?;
+                work(mapping, range).map_err(|error| refused(call, piece.size, error))
+            })
+        })
+    }
 }
 
 /// Asks for huge pages behind addresses that go away again, to learn what the system says.
@@ -324,24 +347,20 @@ impl Backend for Mmap {
 
     fn forget(&self, _event: EventId) {}
 
-    fn zero(&self, _stream: StreamId, span: Span) -> Result<(), BackendError> {
-        let call = "zero";
-        let backed = |mapping: &Mapping, part: Span| {
-            let range = range_within(call, part, mapping.size())?;
-            match mapping.backed().covers(&range) {
-                true => Ok(range),
-                false => Err(contract(call, format!("a page in {range:?} of {} is not backed", span.region))),
-            }
-        };
-        self.mappings.with(call, span.region, |mapping| backed(mapping, span).map(|_| ()))?;
-        pieces(span).try_for_each(|piece| {
-            self.mappings.with(call, span.region, |mapping| {
-                let range = backed(mapping, piece)?;
-                mapping.zero(range).map_err(|error| refused(call, piece.size, error))
-            })
+    fn shows_bytes(&self) -> bool {
+        true
+    }
+
+    fn bytes(&self, span: Span, look: &mut dyn FnMut(&mut [u8])) -> Result<(), BackendError> {
+        self.in_pieces("bytes", span, |mapping, range| {
+            look(mapping.bytes(range)?);
+            Ok(())
         })
     }
 
+    fn zero(&self, _stream: StreamId, span: Span) -> Result<(), BackendError> {
+        self.in_pieces("zero", span, Mapping::zero)
+    }
     fn budget(&self) -> Result<Option<Budget>, BackendError> {
         match &self.folder {
             Some(folder) => folder.space().map_err(|error| refused("budget", 0, error)),
