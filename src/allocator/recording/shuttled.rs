@@ -9,7 +9,7 @@ use shuttle::thread;
 use super::OpenRecording;
 use crate::allocator::Allocator;
 use crate::backend::sim::{Lag, SimConfig, SimMemory, SimStreams};
-use crate::ids::StreamId;
+use crate::ids::{PoolId, StreamId};
 use crate::policy::{Config, PoolConfig};
 use crate::units::KIB;
 
@@ -33,7 +33,8 @@ fn a_recording_and_others(memory: SimMemory) {
         threads.push(thread::spawn(move || {
             for _ in 0..2 {
                 let recording = OpenRecording::new(&allocator.core).unwrap();
-                let Ok(block) = allocator.alloc(pages * PAGE) else { return };
+                let youngest = PoolId(allocator.core.pools().count() as u16 - 1);
+                let Ok(block) = allocator.request(pages * PAGE).pool(youngest).alloc() else { return };
                 let owner = owners.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                 let span = block.span().unwrap();
                 drop(block);
