@@ -146,7 +146,7 @@ impl Clocks {
     // ---- fences of free memory -------------------------------------------------------------------------------------------
 
     /// The fence of a block dropped now by `stream`, which alone used it.
-    #[inline]
+    #[inline(always)]
     pub fn freed_on(&mut self, stream: StreamId) -> FenceId {
         let Some(clock) = self.streams.get_mut(stream.0 as usize) else { return self.freed_first(stream) };
         clock.now += 1;
@@ -173,16 +173,16 @@ impl Clocks {
     }
 
     /// Whether `stream` may use memory behind this fence now, without any wait.
-    #[inline]
+    #[inline(always)]
     pub fn usable(&self, fence: FenceId, stream: StreamId) -> bool {
-        if !self.host_ordered && fence.0 >> COUNTER_BITS == u64::from(stream.0) {
+        let own = fence.0 >> COUNTER_BITS == u64::from(stream.0) && !self.host_ordered;
+        if own || fence == FenceId::NONE {
             return true;
         }
         if fence.is_shared() {
             return self.usable_shared(fence, stream);
         }
-        fence == FenceId::NONE
-            || self.passed((StreamId((fence.0 >> COUNTER_BITS) as u16), fence.0 & COUNTER_MASK), stream)
+        self.passed((StreamId((fence.0 >> COUNTER_BITS) as u16), fence.0 & COUNTER_MASK), stream)
     }
 
     fn usable_shared(&self, fence: FenceId, stream: StreamId) -> bool {
@@ -365,7 +365,7 @@ fn slot(fence: FenceId) -> usize {
 }
 
 impl Fences for Clocks {
-    #[inline]
+    #[inline(always)]
     fn passes(&self, fence: FenceId, access: Access) -> bool {
         match access {
             Access::Now(stream) => self.usable(fence, stream),
@@ -374,7 +374,7 @@ impl Fences for Clocks {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn join(&mut self, a: FenceId, b: FenceId) -> FenceId {
         if (a.0 ^ b.0) >> COUNTER_BITS == 0 && !a.is_shared() {
             return FenceId(a.0.max(b.0));
@@ -400,7 +400,7 @@ impl Fences for Clocks {
         fence
     }
 
-    #[inline]
+    #[inline(always)]
     fn release(&mut self, fence: FenceId) {
         if fence.is_shared() {
             self.release_shared(fence);

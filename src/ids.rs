@@ -96,7 +96,7 @@ impl FenceId {
     }
 
     /// Whether more than one stream's work must be waited for.
-    #[inline]
+    #[inline(always)]
     pub fn is_shared(self) -> bool {
         self.0 & Self::SHARED != 0
     }

@@ -103,22 +103,22 @@ impl Stats {
 struct Cell(AtomicU64);
 
 impl Cell {
-    #[inline]
+    #[inline(always)]
     fn get(&self) -> u64 {
         self.0.load(Relaxed)
     }
 
-    #[inline]
+    #[inline(always)]
     fn set(&self, value: u64) {
         self.0.store(value, Relaxed);
     }
 
-    #[inline]
+    #[inline(always)]
     fn add(&self, value: u64) {
         self.set(self.get() + value);
     }
 
-    #[inline]
+    #[inline(always)]
     fn raise(&self, value: u64) {
         if value > self.get() {
             self.set(value);
@@ -134,12 +134,12 @@ struct Track {
 }
 
 impl Track {
-    #[inline]
+    #[inline(always)]
     fn current(&self) -> u64 {
         self.allocated.get() - self.freed.get()
     }
 
-    #[inline]
+    #[inline(always)]
     fn add(&self, amount: u64) -> u64 {
         self.allocated.add(amount);
         let current = self.current();
@@ -193,7 +193,7 @@ pub struct Meter {
 }
 
 impl Meter {
-    #[inline]
+    #[inline(always)]
     fn write(&self, change: impl FnOnce(&Meter)) {
         let sequence = self.sequence.load(Relaxed);
         self.sequence.store(sequence + 1, Relaxed);
@@ -203,7 +203,7 @@ impl Meter {
     }
 
     /// A block was given out. `pending` is what the heap says now.
-    #[inline]
+    #[inline(always)]
     pub fn gave(&self, requested: u64, live: u64, pending: u64) {
         self.write(|meter| {
             meter.settle_pending(pending);
@@ -225,7 +225,7 @@ impl Meter {
     }
 
     /// A block came back.
-    #[inline]
+    #[inline(always)]
     pub fn took_back(&self, requested: u64, live: u64, pending: u64) {
         self.write(|meter| {
             meter.requested.freed.add(requested);
@@ -242,7 +242,7 @@ impl Meter {
     }
 
     /// Whether nothing is live.
-    #[inline]
+    #[inline(always)]
     pub fn is_idle(&self) -> bool {
         self.blocks.current() == 0
     }
@@ -252,7 +252,7 @@ impl Meter {
         self.write(|meter| meter.settle_pending(pending));
     }
 
-    #[inline]
+    #[inline(always)]
     fn settle_pending(&self, pending: u64) {
         let current = self.pending.current();
         if pending != current {

@@ -4,7 +4,7 @@
 //! LARDER_SOAK=1 cargo test --release --test soak -- --nocapture --test-threads 1
 //! ```
 //!
-//! a thousand million steps on heaps and thirty million on allocators whose devices fail now and then. `BENCHMARKS.md` has results.
+//! a thousand million steps on heaps and ten million on allocators whose devices fail now and then. `BENCHMARKS.md` has results.
 
 mod common;
 #[allow(dead_code, reason = "the laws of the heap use more of it")]
@@ -20,10 +20,11 @@ mod shadow;
 mod users;
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use larder::Config;
 use larder::backend::sim::{Call, SimConfig};
+use larder::trace::replay::thread_cpu_time;
 use program::{LARGE, MIDDLE, PARTS, Program, SMALL, Shape};
 use users::{LAGS, MEMORIES, config, device};
 
@@ -36,29 +37,28 @@ fn soak(short: u64, long: u64) -> u64 {
 struct Progress {
     what: &'static str,
     began: Instant,
+    /// The thread's time when it began.
+    worked: Duration,
     /// Per cent that were told.
     told: u64,
 }
 
 impl Progress {
     fn new(what: &'static str) -> Progress {
-        Progress { what, began: Instant::now(), told: 0 }
+        Progress { what, began: Instant::now(), worked: thread_cpu_time(), told: 0 }
     }
 
-    fn seconds(&self) -> f64 {
-        self.began.elapsed().as_secs_f64()
+    /// Minutes of the clock, and of the processor.
+    fn time(&self) -> String {
+        let minutes = |time: Duration| time.as_secs_f64() / 60.0;
+        let (clock, processor) = (self.began.elapsed(), thread_cpu_time() - self.worked);
+        format!("{:.1} minutes, {:.1} of them at work", minutes(clock), minutes(processor))
     }
 
     fn at(&mut self, steps: u64, of: u64) {
         if steps * 100 / of >= self.told + 5 {
             self.told = steps * 100 / of;
-            let rate = steps as f64 / self.seconds();
-            println!(
-                "{}: {} %, {steps} steps, {:.0} s, {rate:.0} steps a second",
-                self.what,
-                self.told,
-                self.seconds()
-            );
+            println!("{}: {} %, {steps} steps, {}", self.what, self.told, self.time());
         }
     }
 }
@@ -83,10 +83,10 @@ fn heaps_agree_with_their_shadow() {
         program.end().iter().zip(&mut done).for_each(|(once, sum)| *sum += once);
     }
     println!(
-        "heap: {} steps, {} checks of everything, {:.0} s; at most {peak_live} live blocks, {peak_records} bytes of records",
+        "heap: {} steps, {} checks of everything, {}; at most {peak_live} live blocks, {peak_records} bytes of records",
         programs * checks * steps,
         programs * (checks + 1),
-        progress.seconds()
+        progress.time()
     );
     for (what, times) in PARTS.iter().zip(done) {
         println!("heap: {times:>12} {what}");
@@ -98,7 +98,7 @@ fn heaps_agree_with_their_shadow() {
 /// and then.
 #[test]
 fn allocators_keep_every_figure_on_devices_that_fail() {
-    let (programs, steps) = (soak(60, 1_500), soak(500, 20_000));
+    let (programs, steps) = (soak(60, 2_000), soak(500, 5_000));
     let check_every = 50;
     let mut progress = Progress::new("allocator");
     let mut sums: BTreeMap<&str, u64> = BTreeMap::new();
@@ -132,10 +132,10 @@ fn allocators_keep_every_figure_on_devices_that_fail() {
         progress.at((seed + 1) * steps, programs * steps);
     }
     println!(
-        "allocator: {} steps, {} checks of everything, {:.0} s",
+        "allocator: {} steps, {} checks of everything, {}",
         programs * steps,
         programs * steps.div_ceil(check_every),
-        progress.seconds()
+        progress.time()
     );
     for (what, times) in &sums {
         println!("allocator: {times:>12} {what}");

@@ -59,9 +59,11 @@ impl Contestant for Larder<'_> {
             for op in ops {
                 match *op {
                     Op::Alloc { slot, bytes, stream, align_log2, tag, .. } => {
-                        let request = self.allocator.request(bytes).align(1 << align_log2);
-                        let request =
-                            request.on(&self.streams[usize::from(stream)]).tag_id(self.tags[usize::from(tag)]);
+                        let mut request = self.allocator.request(bytes).align(1 << align_log2);
+                        request = request.tag_id(self.tags[usize::from(tag)]);
+                        if stream != 0 {
+                            request = request.on(&self.streams[usize::from(stream)]);
+                        }
                         self.slots[slot as usize] = Some(request.alloc().expect("a trace within the simulated device"));
                     }
                     Op::Free { slot } => self.slots[slot as usize] = None,
@@ -141,7 +143,12 @@ impl Contestant for Empty<'_> {
 
 /// The peer, with room for so many blocks and as many holes.
 pub fn peer(blocks: usize) -> offset_allocator::Allocator<u32> {
-    offset_allocator::Allocator::with_max_allocs(UNITS, (2 * blocks + 1024).max(128 * 1024) as u32)
+    peer_within(UNITS, blocks)
+}
+
+/// The peer over so many units.
+pub fn peer_within(units: u32, blocks: usize) -> offset_allocator::Allocator<u32> {
+    offset_allocator::Allocator::with_max_allocs(units, (2 * blocks + 1024).max(128 * 1024) as u32)
 }
 
 /// Bytes in the peer's units, rounded up.
@@ -190,6 +197,7 @@ pub fn in_turns(contestants: &mut [&mut dyn Contestant], effort: Effort) -> Vec<
     times.into_iter().map(median).collect()
 }
 
+/// The middle one.
 pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_unstable_by(f64::total_cmp);
     values[values.len() / 2]
@@ -212,7 +220,7 @@ pub fn skips() -> bool {
 
 /// The traces, by name: of the folder that `LARDER_TRACES` names, of the shared folder beside the package, or those committed.
 pub fn traces() -> Vec<(String, Trace)> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = root();
     let folders = [
         std::env::var_os("LARDER_TRACES").map(PathBuf::from),
         Some(root.join("../shared/traces")),
@@ -234,8 +242,14 @@ pub fn traces() -> Vec<(String, Trace)> {
 
 /// The shortest of the committed traces, for a run that ends soon.
 pub fn smoke_traces() -> Vec<(String, Trace)> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/serving_small.gz");
+    let path = root().join("tests/data/serving_small.gz");
     Trace::load(path).map(|trace| ("serving_small".to_string(), trace)).into_iter().collect()
+}
+
+/// The folder of the package larder: the one that is built, or one above it.
+fn root() -> &'static Path {
+    let built = Path::new(env!("CARGO_MANIFEST_DIR"));
+    built.ancestors().find(|folder| folder.join("tests/data").is_dir()).unwrap_or(built)
 }
 
 fn files_in(folder: &Path) -> Vec<PathBuf> {

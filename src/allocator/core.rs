@@ -96,7 +96,8 @@ pub(crate) struct Core {
     pub open: Mutex<Vec<StreamId>>,
     /// Open recordings.
     pub recordings: Mutex<Numbers>,
-    /// How much a request must ask about before it takes anything: pools of captures and graphs, the loss of the device, and debug mode.
+    /// How much a request must ask about before it takes anything: pools of captures and graphs, the loss of the device, and
+    /// debug mode.
     pub special: AtomicU32,
     /// Streams under announced captures, each with the capture's pool. Grows under `slow` only.
     pub captures: Mutex<Vec<(StreamId, PoolId)>>,
@@ -197,7 +198,7 @@ impl Core {
         Ok(PoolId(at as u16))
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn pool(&self, id: PoolId) -> &Pool {
         // Every id was given by `add_pool`, so the remainder changes nothing but saves a test.
         self.pools[usize::from(id.0) % POOLS_MAX].get().expect("a pool of this allocator")
@@ -215,13 +216,13 @@ impl Core {
         backend.downcast_ref()
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn find_pool(&self, id: PoolId) -> Option<&Pool> {
         self.pools.get(usize::from(id.0)).and_then(OnceLock::get).map(|pool| &**pool)
     }
 
     /// Rounds a request and checks what can be known beforehand.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn round(&self, bytes: u64, align: u64) -> Result<u64, AllocError> {
         if !align.is_power_of_two() || align > self.caps.base_align {
             return Err(AllocError::BadAlignment { align, max: self.caps.base_align });
@@ -230,11 +231,6 @@ impl Core {
             Some(size) if size <= self.caps.region_max => Ok(size),
             _ => Err(AllocError::TooLarge { requested: bytes, max: self.caps.region_max }),
         }
-    }
-
-    /// What a request of so many bytes takes, for one that could be served.
-    pub(crate) fn rounded(&self, bytes: u64) -> u64 {
-        align_up(self.with_guard(bytes), self.quantum).unwrap_or(bytes)
     }
 
     /// Bytes to ask the heap for, for so many of the user's.

@@ -2,12 +2,13 @@
 //!
 //! * *Guards* stand behind the bytes asked for, up to the end of the block. They are looked at when the block is dropped.
 //! * *Poison* fills a new block, and a dropped one with another pattern.
-//! * The *quarantine* keeps dropped blocks from being used again, the oldest leaving first; when one leaves, its poison is looked at. A block in it is live in
-//!   every figure: it was dropped by its user and has not come back yet. The ladder, `purge` and the end of the allocator empty it.
+//! * The *quarantine* keeps dropped blocks from being used again, the oldest leaving first; when one leaves, its poison is looked at.
+//!   A block in it is live in every figure: it was dropped by its user and has not come back yet. The ladder, `purge` and the end of
+//!   the allocator empty it.
 //!
 //! What was found is kept until it is asked for: a drop neither fails nor calls user code.
 //!
-//! Lock: `ledger`, with no pool's state and no slow lock held, and none taken under it; the backend locks regions below it.
+//! Lock: `ledger`; no pool's state is taken under it, and the backend is called.
 //! Invariants: a block is in `live` from when it is filled until it is dropped, and then in `quarantine` until it comes back;
 //! `quarantined` is the sum of the sizes in `quarantine`.
 
@@ -76,20 +77,10 @@ impl Debug {
     }
 
     /// Fills a new block, which its user has not seen, and writes it down.
-    #[cold]
-    #[inline(never)]
-    pub(super) fn gave(&self, core: &Core, (pool, grant): (PoolId, Grant), requested: u64, note: Note) {
-        let (backend, key) = (&*core.backend, (pool, grant.id));
-        let entry = Entry {
-            span: core.span(pool, grant.id),
-            address: grant.address,
-            requested,
-            tag: note.tag,
-            site: note.site,
-        };
+    fn gave(&self, backend: &dyn Backend, key: Key, entry: Entry) {
         let mut ledger = self.ledger.lock();
         if self.config.poison {
-            fill(backend, Span { size: requested, ..entry.span }, NEW);
+            fill(backend, Span { size: entry.requested, ..entry.span }, NEW);
         }
         self.guard_of(&entry).into_iter().for_each(|guard| fill(backend, guard, GUARD));
         ledger.live.insert(key, entry);
@@ -207,6 +198,16 @@ fn is_all(bytes: &[u8], byte: u8) -> bool {
 }
 
 impl Core {
+    /// A block was given out in debug mode. What it was noted as is looked up, so that nothing is kept for this on the hot path.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn alloc_in_debug(&self, id: PoolId, grant: Grant, requested: u64) {
+        let Some(debug) = &self.debug else { return };
+        let Note { tag, site, .. } = *self.pool(id).state.lock().heap.note(grant.id.index);
+        let entry = Entry { span: self.span(id, grant.id), address: grant.address, requested, tag, site };
+        debug.gave(&*self.backend, (id, grant.id), entry);
+    }
+
     /// A block was dropped in debug mode.
     #[cold]
     #[inline(never)]
@@ -242,7 +243,8 @@ impl Core {
     }
 }
 
-/// Panics where it stands when debug mode found a block that was written where nobody owned it ([`Allocator::misuses`](crate::Allocator::misuses)). For tests.
+/// Panics where it stands when debug mode found a block that was written where nobody owned it
+/// ([`Allocator::misuses`](crate::Allocator::misuses)). For tests.
 ///
 /// ```
 /// use larder::{Allocator, Config, policy::DebugConfig};

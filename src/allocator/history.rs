@@ -3,16 +3,14 @@
 //! The ring is made when the history is switched on; an event writes one slot of it, and allocates nothing. Site and
 //! label are kept as they are; texts are made outside the lock.
 //!
-//! Invariants: slots before `at` are of this lap, the others of the lap before, or blank in the first; `at <= due <= slots.len()`; no event
-//! has a larger stamp than `stamp`, and stamps rise with every event. [`crate::snapshot::Event::stamp`] says what the order between pools is worth.
+//! Invariants: slots before `at` are of this lap, the others of the lap before, or blank in the first; `at < due <= slots.len()`.
+//! [`crate::snapshot::History`] says what the order between pools is worth.
 
-use std::panic::Location;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use super::core::Core;
 use super::pool::{Need, Note, State};
-use super::tags::TagId;
 use crate::heap::Owned;
 use crate::ids::{BlockId, PoolId, StreamId};
 use crate::snapshot::{Action, Event, History, Window};
@@ -23,7 +21,8 @@ const CLOCK_EVERY: usize = 128;
 
 /// What stamps are made of, shared by the pools of an allocator.
 pub(crate) struct Clock {
-    /// About the largest stamp so far: written without a locked instruction, so that pools which race may set it back a little.
+    /// About the largest stamp so far, as slots hold it: written without a locked instruction, so that pools which race may set it
+    /// back a little. That is put right within each pool when events are read.
     last: AtomicU64,
     began: Instant,
     epoch: u64,
@@ -37,63 +36,56 @@ impl Default for Clock {
 }
 
 impl Clock {
-    fn now(&self) -> u64 {
-        self.began.elapsed().as_nanos() as u64
+    /// No later stamp is before this instant.
+    fn tick(&self) -> u64 {
+        let now = self.last.load(Relaxed).max(self.began.elapsed().as_nanos() as u64 * STAMP);
+        self.last.store(now, Relaxed);
+        now / STAMP
     }
 }
 
-/// An event as it is kept.
+/// An event as it is kept. Everything but a block's own words is packed, because this is written for every alloc and free.
 #[derive(Clone, Copy)]
 struct Slot {
+    /// The stamp above [`STAMP`] - 1, the logarithm of an alignment below.
     stamp: u64,
-    site: Option<&'static Location<'static>>,
+    note: Note,
     address: u64,
-    /// Bytes asked for, where a block or a request is meant; of memory otherwise.
-    bytes: u64,
+    /// Bytes, a multiple of a quantum of at least 16, with the action below that.
+    size: u64,
     /// For waits, the number of the stream that is waited for is the index.
     block: BlockId,
-    stream: StreamId,
-    tag: TagId,
-    action: Action,
-    align_log2: u8,
 }
 
-const BLANK: Slot = Slot {
-    stamp: 0,
-    site: None,
-    address: 0,
-    bytes: 0,
-    block: BlockId { index: 0, generation: 0 },
-    stream: StreamId(0),
-    tag: TagId::NONE,
-    action: Action::Trim,
-    align_log2: 0,
-};
+/// One more, in a slot's stamp.
+const STAMP: u64 = 64;
+
+const BLANK: Slot =
+    Slot { stamp: 0, note: Note::BLANK, address: 0, size: 0, block: BlockId { index: 0, generation: 0 } };
 
 impl Slot {
-    #[inline]
-    fn of(block: Owned, address: u64, note: &Note) -> Slot {
-        let bytes = block.size - u64::from(note.padding);
-        Slot { site: note.site, address, bytes, block: block.id, stream: note.stream(), tag: note.tag, ..BLANK }
+    fn action(&self) -> Action {
+        Action::ALL[(self.size % 16) as usize]
+    }
+
+    fn size(&self) -> u64 {
+        self.size & !15
     }
 }
-
-/// What slow events are put down to: the request on its way up.
-type Cause = (Option<&'static Location<'static>>, TagId);
 
 /// A pool's ring.
 pub(crate) struct Ring {
     clock: Arc<Clock>,
     slots: Box<[Slot]>,
-    /// Where the next event goes, unless that is the end.
+    /// Where the next event goes.
     at: usize,
     /// Where the clock is read, or the lap over.
     due: usize,
     laps: u64,
-    stamp: u64,
     /// Where the ring begins when nothing was overwritten.
     from: u64,
-    cause: Cause,
+    /// What slow events are put down to: the request on its way up.
+    cause: Note,
 }
 
 /// A pool's events as copied under its lock.
@@ -106,9 +98,11 @@ impl Ring {
     /// A ring of `len` events, the first of which may not lie before `from`; none for no events.
     pub(crate) fn new(len: usize, clock: &Arc<Clock>, from: u64) -> Option<Box<Ring>> {
         let slots = vec![BLANK; len].into_boxed_slice();
-        let cause = (None, TagId::NONE);
-        (len > 0)
-            .then(|| Box::new(Ring { clock: clock.clone(), slots, at: 0, due: 0, laps: 0, stamp: from, from, cause }))
+        let cause = Note::BLANK;
+        (len > 0).then(|| {
+            clock.tick();
+            Box::new(Ring { clock: clock.clone(), slots, at: 0, due: len.min(CLOCK_EVERY), laps: 0, from, cause })
+        })
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -119,16 +113,18 @@ impl Ring {
         size_of_val(&*self.slots) as u64
     }
 
-    #[inline]
-    fn push(&mut self, slot: Slot) {
+    /// Writes down what happened to a block.
+    #[inline(always)]
+    pub(crate) fn write(&mut self, action: Action, align: u64, block: Owned, address: u64, note: Note) {
+        let stamp = self.clock.last.load(Relaxed) + STAMP;
+        self.clock.last.store(stamp, Relaxed);
+        let (stamp, size) = (stamp | u64::from(align.trailing_zeros()), block.size | action as u64);
+        self.slots[self.at] = Slot { stamp, note, address, size, block: block.id };
+        self.at += 1;
+        // Last, so that nothing is kept over the call.
         if self.at == self.due {
             self.turn();
         }
-        let stamp = self.stamp.max(self.clock.last.load(Relaxed)) + 1;
-        self.clock.last.store(stamp, Relaxed);
-        self.stamp = stamp;
-        self.slots[self.at] = Slot { stamp, ..slot };
-        self.at += 1;
     }
 
     /// Reads the clock, and begins a new lap where one is over.
@@ -140,34 +136,14 @@ impl Ring {
             self.laps += 1;
         }
         self.due = (self.at + CLOCK_EVERY).min(self.slots.len());
-        self.look_at_clock();
+        self.clock.tick();
     }
 
-    fn look_at_clock(&mut self) {
-        self.stamp = self.stamp.max(self.clock.now());
-    }
-
-    /// An event with its time.
-    fn push_now(&mut self, slot: Slot) {
-        self.look_at_clock();
-        self.push(slot);
-    }
-
-    /// `block` is where the note is, and `address` what its user was told.
-    #[inline]
-    pub(crate) fn gave(&mut self, block: Owned, address: u64, note: &Note, align: u64) {
-        let slot = Slot::of(block, address, note);
-        self.push(Slot { action: Action::Alloc, align_log2: align.trailing_zeros() as u8, ..slot });
-    }
-
-    /// A free says what its alloc said, so that a block can be told of whose alloc was overwritten.
-    #[inline]
-    pub(crate) fn took_back(&mut self, block: Owned, address: u64, note: &Note) {
-        self.push(Slot { action: Action::Free, ..Slot::of(block, address, note) });
-    }
-
-    pub(crate) fn used(&mut self, block: Owned, address: u64, note: &Note, stream: StreamId) {
-        self.push(Slot { action: Action::Use, stream, ..Slot::of(block, address, note) });
+    /// Writes down what happens rarely, with its time.
+    fn write_now(&mut self, action: Action, align: u64, size: u64, address: u64, note: Note, other: StreamId) {
+        self.clock.tick();
+        let id = BlockId { index: u32::from(other.0), generation: 0 };
+        self.write(action, align, Owned { id, place: 0, offset: 0, size }, address, note);
     }
 
     /// The events of the lap before, and those of this one.
@@ -180,7 +156,7 @@ impl Ring {
         let written = self.laps * self.slots.len() as u64 + self.at as u64;
         match written.saturating_sub(self.slots.len() as u64) {
             0 => Window { pool, from: self.from, overwritten: 0 },
-            overwritten => Window { pool, from: self.slots[self.at % self.slots.len()].stamp, overwritten },
+            overwritten => Window { pool, from: self.slots[self.at].stamp / STAMP, overwritten },
         }
     }
 }
@@ -211,32 +187,22 @@ impl State {
     pub(super) fn happened(&mut self, happening: Happening) {
         if let Some(history) = &mut self.history {
             let Happening { action, bytes, address, stream, other } = happening;
-            let (site, tag) = history.cause;
-            let block = BlockId { index: u32::from(other.0), generation: 0 };
-            history.push_now(Slot { site, address, bytes, block, stream, tag, action, ..BLANK });
+            let note = history.cause.on(stream);
+            history.write_now(action, 1, bytes, address, note, other);
         }
     }
 
     /// Puts down what happens from here on to a request; `None`: to nobody.
     pub(super) fn because_of(&mut self, need: Option<&Need<'_>>) {
         if let Some(history) = &mut self.history {
-            history.cause = need.map_or((None, TagId::NONE), |need| (Some(need.site), need.tag));
+            history.cause = need.map_or(Note::BLANK, Note::of);
         }
     }
 
     /// A request could not be served.
     pub(super) fn ran_out(&mut self, need: &Need<'_>) {
         if let Some(history) = &mut self.history {
-            let slot = Slot {
-                site: Some(need.site),
-                bytes: need.requested,
-                stream: need.stream,
-                tag: need.tag,
-                action: Action::Oom,
-                align_log2: need.align.trailing_zeros() as u8,
-                ..BLANK
-            };
-            history.push_now(slot);
+            history.write_now(Action::Oom, need.align, need.size, 0, Note::of(need), StreamId(0));
         }
     }
 }
@@ -281,25 +247,31 @@ impl Core {
     }
 
     pub(super) fn events(&self, copied: &Copied) -> impl Iterator<Item = Event> {
-        copied.slots.iter().map(|slot| self.event(slot, copied.window.pool))
+        let mut newest = 0;
+        copied.slots.iter().map(move |slot| {
+            newest = (slot.stamp / STAMP).max(newest + 1);
+            self.event(slot, copied.window.pool, newest)
+        })
     }
 
-    fn event(&self, slot: &Slot, pool: PoolId) -> Event {
-        let of_block = matches!(slot.action, Action::Alloc | Action::Free | Action::Use);
-        let asked = of_block || slot.action == Action::Oom;
+    fn event(&self, slot: &Slot, pool: PoolId, stamp: u64) -> Event {
+        let (action, note, size) = (slot.action(), slot.note, slot.size());
+        let of_block = matches!(action, Action::Alloc | Action::Free | Action::Use);
+        let asked = of_block || action == Action::Oom;
+        let of_request = matches!(action, Action::Alloc | Action::Oom);
         Event {
-            stamp: slot.stamp,
-            action: slot.action,
+            stamp,
+            action,
             pool,
             block: of_block.then_some(slot.block),
             address: slot.address,
-            requested: if asked { slot.bytes } else { 0 },
-            size: if asked { self.rounded(slot.bytes) } else { slot.bytes },
-            align: 1 << slot.align_log2,
-            stream: slot.stream,
-            other: (slot.action == Action::StreamWait).then_some(StreamId(slot.block.index as u16)),
-            tag: slot.tag.name(),
-            site: slot.site.map(Into::into),
+            requested: if asked { size - u64::from(note.padding) } else { 0 },
+            size,
+            align: if of_request { 1 << (slot.stamp % STAMP) } else { 1 },
+            stream: note.stream(),
+            other: (action == Action::StreamWait).then_some(StreamId(slot.block.index as u16)),
+            tag: note.tag.name(),
+            site: note.site.map(Into::into),
         }
     }
 
@@ -308,7 +280,7 @@ impl Core {
         for pool in self.pools() {
             let kept = pool.state.lock().history.as_ref().map_or(0, |ring| ring.len());
             if kept != len {
-                let from = self.clock.last.load(Relaxed).max(self.clock.now());
+                let from = self.clock.tick();
                 let ring = Ring::new(len, &self.clock, from);
                 // The old one goes after the lock.
                 let _old = std::mem::replace(&mut pool.state.lock().history, ring);

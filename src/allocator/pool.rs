@@ -18,6 +18,7 @@ use crate::fence::Clocks;
 use crate::heap::{Heap, Owned, State as BlockState};
 use crate::ids::{Access, BlockId, FenceId, RegionId, StreamId};
 use crate::policy::PoolConfig;
+use crate::snapshot::Action;
 use crate::stats::Meter;
 use crate::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use crate::sync::{BriefMutex, RwLock};
@@ -46,6 +47,17 @@ pub(crate) struct Note {
 
 impl Note {
     const SHARED: u16 = 1 << 15;
+    pub(crate) const BLANK: Note = Note { site: None, padding: 0, tag: TagId::NONE, stream: 0 };
+
+    /// What a request's block will be noted as.
+    pub(crate) fn of(need: &Need<'_>) -> Note {
+        Note::new(need.site, need.tag, need.stream, need.size, need.requested)
+    }
+
+    /// The same on another stream.
+    pub(crate) fn on(self, stream: StreamId) -> Note {
+        Note { stream: stream.0, ..self }
+    }
 
     /// The note of a block of `size` bytes of which `requested` were asked for.
     #[inline(always)]
@@ -59,12 +71,12 @@ impl Note {
         Note { site: Some(site), padding: (size - requested) as u32, tag, stream: stream.0 }
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn stream(&self) -> StreamId {
         StreamId(self.stream & !Self::SHARED)
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn is_shared(&self) -> bool {
         self.stream & Self::SHARED != 0
     }
@@ -115,6 +127,8 @@ pub(crate) struct State {
     poll_every: u32,
     /// Whether uses of this memory are ordered by streams at all.
     streams: bool,
+    /// Whether streams order uses and no recording is open: a drop is one stream's affair unless the block says otherwise.
+    drops_are_plain: bool,
     /// Whether free pages are brought together when nothing is live: where moving them costs little.
     retreats: bool,
     /// Live blocks that debug mode keeps and nobody owns.
@@ -138,6 +152,7 @@ impl State {
             next_care: u64::from(poll_every),
             poll_every,
             streams: caps.streams,
+            drops_are_plain: caps.streams,
             retreats: caps.alias,
             quarantined: 0,
             core,
@@ -171,8 +186,7 @@ impl State {
 
     /// Counts a block that was just taken and says where it is.
     pub(crate) fn grant(&mut self, index: u32, need: &Need<'_>, meter: &Meter) -> Grant {
-        let note = Note::new(need.site, need.tag, need.stream, need.size, need.requested);
-        self.hand_out(index, need.align, note, meter)
+        self.hand_out(index, need.align, Note::of(need), meter)
     }
 
     /// As [`State::grant`]. What it is told comes piece by piece, so that it stays in registers.
@@ -189,18 +203,31 @@ impl State {
             self.keep_core();
         }
         if self.history.is_some() {
-            self.remember(index, |history, block, address, note| history.gave(block, address, note, align));
+            self.remember_alloc(index, align);
         }
         grant
     }
 
     /// Writes down what happened to a live block, where a history is kept.
-    #[inline(never)]
-    fn remember(&mut self, index: u32, write: impl FnOnce(&mut Ring, Owned, u64, &Note)) {
+    #[inline(always)]
+    fn remember(&mut self, action: Action, index: u32, align: u64) {
         let (block, note) = self.heap.owned(index);
         if let Some(history) = &mut self.history {
-            write(history, block, self.bases[usize::from(block.place)] + block.offset, note);
+            history.write(action, align, block, self.bases[usize::from(block.place)] + block.offset, *note);
         }
+    }
+
+    fn remember_use(&mut self, index: u32, stream: StreamId) {
+        let (block, note) = self.heap.owned(index);
+        if let Some(history) = &mut self.history {
+            let address = self.bases[usize::from(block.place)] + block.offset;
+            history.write(Action::Use, 1, block, address, note.on(stream));
+        }
+    }
+
+    #[inline(never)]
+    fn remember_alloc(&mut self, index: u32, align: u64) {
+        self.remember(Action::Alloc, index, align);
     }
 
     #[cold]
@@ -209,7 +236,7 @@ impl State {
         debug_assert!(self.keeper.is_some(), "a request is served through a handle");
     }
 
-    #[inline]
+    #[inline(always)]
     fn tag_use(&mut self, tag: TagId) -> &mut TagUse {
         let at = usize::from(tag.0);
         if at >= self.tags.len() {
@@ -220,29 +247,35 @@ impl State {
 
     /// The block comes back: its fence is what its streams have issued until now. Answers what kept the core for the blocks of
     /// this pool if there are none any more: to be dropped without the lock.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn take_back(&mut self, id: BlockId, meter: &Meter) -> Option<Arc<Core>> {
         let index = self.heap.live(id);
         let (Owned { size, .. }, note) = self.heap.owned(index);
         let note = *note;
-        let fence = if !self.streams {
-            FenceId::NONE
-        } else if note.is_shared() || !self.recordings.is_empty() {
-            let mut users = self.users.remove(&index).unwrap_or_default();
-            users.extend_from_slice(&self.recordings);
-            self.clocks.freed_by_all(note.stream(), &users)
-        } else {
-            self.clocks.freed_on(note.stream())
-        };
         if self.history.is_some() {
-            self.remember(index, Ring::took_back);
+            self.remember(Action::Free, index, 1);
         }
+        let fence = if self.drops_are_plain && !note.is_shared() {
+            self.clocks.freed_on(note.stream())
+        } else {
+            self.fence_of_drop(index, &note)
+        };
         self.heap.put_live(index, fence, &mut self.clocks);
         let tag = &mut self.tags[usize::from(note.tag.0)];
         tag.live -= size;
         tag.blocks -= 1;
         meter.took_back(size - u64::from(note.padding), size, self.heap.pending());
         if meter.is_idle() { self.idle() } else { None }
+    }
+
+    #[inline(never)]
+    fn fence_of_drop(&mut self, index: u32, note: &Note) -> FenceId {
+        if !self.streams {
+            return FenceId::NONE;
+        }
+        let mut users = self.users.remove(&index).unwrap_or_default();
+        users.extend_from_slice(&self.recordings);
+        self.clocks.freed_by_all(note.stream(), &users)
     }
 
     /// The owner of a live block is gone, and debug mode keeps it. Answers as [`State::take_back`] when that was the last owner.
@@ -252,6 +285,8 @@ impl State {
     }
 
     /// A block that debug mode kept comes back.
+    #[cold]
+    #[inline(never)]
     pub(crate) fn leaves_quarantine(&mut self, id: BlockId, meter: &Meter) -> Option<Arc<Core>> {
         self.quarantined -= 1;
         self.take_back(id, meter)
@@ -269,12 +304,14 @@ impl State {
     /// A recording is open from now on.
     pub(crate) fn recording_opened(&mut self, number: StreamId) {
         self.recordings.push(number);
+        self.drops_are_plain = false;
         self.clocks.set_recording(number, true);
     }
 
     /// A recording was submitted, or will never be: what comes on the queue later comes behind it.
     pub(crate) fn recording_closed(&mut self, number: StreamId) {
         self.recordings.retain(|open| *open != number);
+        self.drops_are_plain = self.streams && self.recordings.is_empty();
         self.clocks.set_recording(number, false);
         self.clocks.ordered_behind(StreamId(0), number);
     }
@@ -289,7 +326,7 @@ impl State {
         let users = self.users.entry(index).or_default();
         if !users.contains(&stream) {
             users.push(stream);
-            self.remember(index, |history, block, address, note| history.used(block, address, note, stream));
+            self.remember_use(index, stream);
         }
     }
 
@@ -307,9 +344,10 @@ impl State {
         meter.allocations() >= self.next_care
     }
 
-    /// The next time starts now. Answers whether there is anything to look for.
+    /// The next time starts now, later where there are many blocks: care may look at each of them, and is to cost each allocation
+    /// as little. Answers whether there is anything to look for.
     pub(crate) fn care_begins(&mut self, meter: &Meter) -> bool {
-        self.next_care = meter.allocations() + u64::from(self.poll_every);
+        self.next_care = meter.allocations() + u64::from(self.poll_every).max(self.heap.records() / 4);
         self.streams
     }
 

@@ -98,8 +98,9 @@ impl Core {
     /// Everything. Each pool is copied under its lock, as one instant; texts are made outside.
     pub(crate) fn snapshot(&self) -> Snapshot {
         let (mut pools, mut histories) = (Vec::new(), Vec::new());
+        let events = self.config.read().history;
         for (at, pool) in self.pools().enumerate() {
-            let mut copy = PoolCopy::of(pool, PoolId(at as u16), self.config.read().history);
+            let mut copy = PoolCopy::of(pool, PoolId(at as u16), events);
             histories.extend(copy.history.take());
             pools.push(copy.into_record(pool, PoolId(at as u16)));
         }

@@ -140,8 +140,8 @@ impl<'a, M: Memory> Request<'a, M> {
             }
         };
         let block = Block::new(core, id, grant, self.bytes);
-        if let Some(debug) = &core.debug {
-            debug.gave(core, (id, grant), self.bytes, note);
+        if core.debug.is_some() {
+            core.alloc_in_debug(id, grant, self.bytes);
         }
         if self.zeroed {
             core.backend.zero(stream, Span { size: self.bytes, ..core.span(id, grant.id) })?;

@@ -16,7 +16,7 @@ pub(crate) const BINS: usize = WORDS * 64;
 const _: () = assert!(bin_of(u64::MAX >> 1) < BINS);
 
 /// The bin of a size. Monotone in the size.
-#[inline]
+#[inline(always)]
 pub(crate) const fn bin_of(bytes: u64) -> usize {
     // What is left after the shift has its leading bit at MANTISSA_BITS, unless nothing was shifted: that bit counts one power of two.
     let shift = 63 - MANTISSA_BITS - (bytes | MANTISSA).leading_zeros();
@@ -35,13 +35,13 @@ impl Bins {
         Bins { top: 0, words: [0; WORDS], heads: [0; BINS] }
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn head(&self, bin: usize) -> u32 {
         self.heads[bin % BINS]
     }
 
     /// A bin gets a new head, not 0; it may have been empty. Answers the old head.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn push(&mut self, bin: usize, index: u32) -> u32 {
         let word = bin / 64 % WORDS;
         self.words[word] |= 1 << (bin % 64);
@@ -50,7 +50,7 @@ impl Bins {
     }
 
     /// The head of a bin goes and `index` follows; 0 makes the bin empty.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn pop(&mut self, bin: usize, index: u32) {
         self.heads[bin % BINS] = index;
         if index == 0 {
@@ -63,7 +63,7 @@ impl Bins {
     }
 
     /// The lowest bin at or above `bin` that is not empty.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn next(&self, bin: usize) -> Option<usize> {
         let word = bin / 64;
         if word >= WORDS {

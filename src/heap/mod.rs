@@ -120,7 +120,7 @@ impl<N: Copy + Default> Heap<N> {
     }
 
     /// Whether every block is aligned so, `align` being a power of two.
-    #[inline]
+    #[inline(always)]
     pub fn aligns(&self, align: u64) -> bool {
         align <= self.quantum()
     }
@@ -265,7 +265,7 @@ impl<N: Copy + Default> Heap<N> {
     ///
     /// # Panics
     /// When the block is not live or held.
-    #[inline]
+    #[inline(always)]
     pub fn put(&mut self, index: u32, fence: FenceId, fences: &mut impl Fences) -> u32 {
         let state = self.table[index].state;
         assert!(matches!(state, State::Live | State::Held), "b{index} is put while {state:?}");
@@ -273,7 +273,7 @@ impl<N: Copy + Default> Heap<N> {
     }
 
     /// As [`Heap::put`], for a block that [`Heap::live`] just answered.
-    #[inline]
+    #[inline(always)]
     pub fn put_live(&mut self, index: u32, fence: FenceId, fences: &mut impl Fences) {
         debug_assert_eq!(self.table[index].state, State::Live);
         self.parts().coalesce(index, fence, fences);
@@ -383,7 +383,7 @@ impl<N: Copy + Default> Heap<N> {
     ///
     /// # Panics
     /// When the id is stale: its block was freed before. Only a defect of this crate can cause it.
-    #[inline]
+    #[inline(always)]
     pub fn live(&self, id: BlockId) -> u32 {
         let record = &self.table[id.index];
         if record.generation != id.generation || record.state != State::Live {
@@ -399,7 +399,7 @@ impl<N: Copy + Default> Heap<N> {
     }
 
     /// What a block is, and its note to change.
-    #[inline]
+    #[inline(always)]
     pub fn owned(&mut self, index: u32) -> (Owned, &mut N) {
         let record = &mut self.table[index];
         let id = BlockId { index, generation: record.generation };
@@ -451,7 +451,7 @@ impl<N: Copy + Default> Heap<N> {
     }
 
     /// Bytes of free blocks that no single stream may use without waiting for another.
-    #[inline]
+    #[inline(always)]
     pub fn pending(&self) -> u64 {
         self.pending
     }
@@ -466,6 +466,11 @@ impl<N: Copy + Default> Heap<N> {
     pub fn is_scattered(&self) -> bool {
         let Some(bin) = self.free.highest() else { return false };
         self.free.next(0) != Some(bin) || self.table[self.free.head(bin)].bin_next != 0
+    }
+
+    /// Number of the heap's records: at least that of its blocks.
+    pub fn records(&self) -> u64 {
+        self.table.records.len() as u64
     }
 
     /// Bytes that the heap's own records take.

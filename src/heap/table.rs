@@ -73,7 +73,7 @@ impl<N: Copy + Default> Table<N> {
     }
 
     /// A vacant record's index; the caller fills it.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn add(&mut self) -> u32 {
         let index = self.vacant;
         if index != 0 {
@@ -94,7 +94,7 @@ impl<N: Copy + Default> Table<N> {
         index
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn id(&self, index: u32) -> BlockId {
         BlockId { index, generation: self.records[index as usize].generation }
     }
@@ -118,14 +118,14 @@ impl<N: Copy + Default> Table<N> {
 impl<N> std::ops::Index<u32> for Table<N> {
     type Output = Record<N>;
 
-    #[inline]
+    #[inline(always)]
     fn index(&self, index: u32) -> &Record<N> {
         &self.records[index as usize]
     }
 }
 
 impl<N> std::ops::IndexMut<u32> for Table<N> {
-    #[inline]
+    #[inline(always)]
     fn index_mut(&mut self, index: u32) -> &mut Record<N> {
         &mut self.records[index as usize]
     }

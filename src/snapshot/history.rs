@@ -1,14 +1,4 @@
 //! What happened to an allocator, event by event, as far back as it was kept.
-//!
-//! # Order and time
-//! An event's stamp is both. Each pool stamps its events with one more than the last stamp it saw, its own or another pool's; now and
-//! then it reads a clock and goes on from there. So
-//! * stamps of one pool rise with every event;
-//! * an event has a larger stamp than every event, of any pool, that was over before it began on the same thread, or that its
-//!   thread knew of by a lock or a channel. Only pools used by several threads within the same few nanoseconds may lose this order between each
-//!   other, until the clock is read the next time;
-//! * the true time lies between an event's stamp and the next stamp for which the clock was read: that of every
-//!   128th event of a pool, and of every event that is no `Alloc`, `Free` or `Use`.
 
 use std::fmt;
 
@@ -43,6 +33,22 @@ pub enum Action {
     Oom,
 }
 
+impl Action {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Action; 10] = [
+        Action::Alloc,
+        Action::Free,
+        Action::Use,
+        Action::Grow,
+        Action::Return,
+        Action::Remap,
+        Action::Trim,
+        Action::StreamWait,
+        Action::HostWait,
+        Action::Oom,
+    ];
+}
+
 impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
@@ -64,7 +70,7 @@ impl fmt::Display for Action {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Event {
-    /// Its place in the order, and its time, in nanoseconds since [`History::epoch`]; the module says how exactly.
+    /// Its place in the order, and its time, in nanoseconds since [`History::epoch`]; [`History`] says how exactly.
     pub stamp: u64,
     /// What it was.
     pub action: Action,
@@ -123,6 +129,16 @@ pub struct Window {
 }
 
 /// The events of all pools, in order, as far back as they were kept.
+///
+/// # Order and time
+/// An event's stamp is both. It is one more than the last stamp of any pool; now and then a clock is read, and stamps go on from
+/// there. So
+/// * stamps of one pool rise with every event;
+/// * an event has a larger stamp than every event, of any pool, that its thread did before or knew of, by a lock or a channel. Only
+///   pools that are used by several threads within the same few nanoseconds may lose this order between each other, until the clock
+///   is read the next time: that costs nobody an atomic instruction that locks;
+/// * the clock is read after every 128th event of a pool and before every event that is no `Alloc`, `Free` or `Use`. An event
+///   happened at its stamp or later, but before the next reading.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct History {

@@ -92,7 +92,7 @@ pub const MUTANTS: &[Mutant] = &[
     ),
     history(
         "a pool's stamps know nothing of other pools",
-        &[edit(HISTORY, "self.stamp.max(self.clock.last.load(Relaxed)) + 1", "self.stamp + 1")],
+        &[edit(HISTORY, "let stamp = self.clock.last.load(Relaxed) + STAMP;", "let stamp = self.laps * STAMP;")],
     ),
     history(
         "a full ring is read from its slot 0",

@@ -57,7 +57,7 @@ fn t05_a_device_that_refuses() {
             let calls_before = calls(&sim);
             let error = allocator.alloc(bytes).unwrap_err();
             assert!(error.report().is_some_and(|report| report.request.requested == bytes), "{error}");
-            // Backing off halves what is asked for: 41 times from the largest region to a page, and a few rungs.
+            // Backing off halves what is asked for: from 16 TiB of addresses to a page of 2 MiB in 24 calls, on two rungs at most.
             let calls = calls(&sim) - calls_before;
             assert!(calls <= 64, "{memory:?}: {calls} calls for {bytes} bytes");
         }
