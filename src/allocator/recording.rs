@@ -21,7 +21,9 @@ use crate::backend::BackendError;
 use crate::ids::{EventId, PoolId, StreamId};
 use crate::policy::PoolConfig;
 
-#[cfg(test)]
+#[cfg(all(test, larder_shuttle))]
+mod shuttled;
+#[cfg(all(test, not(larder_shuttle)))]
 mod tests;
 
 /// Numbers of recordings, for devices with one queue: all but that of the queue.

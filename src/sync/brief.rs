@@ -34,13 +34,13 @@ impl Brief {
         let mut looks = 0;
         let mut nap = Duration::from_micros(8);
         loop {
-            if looks < PAUSES {
-                (0..4 << looks).for_each(|_| spin_loop());
-            } else if looks < YIELDS {
-                std::thread::yield_now();
-            } else {
-                std::thread::sleep(nap);
-                nap = (nap * 2).min(NAP_MAX);
+            match looks {
+                0..PAUSES => (0..4 << looks).for_each(|_| spin_loop()),
+                PAUSES..YIELDS => std::thread::yield_now(),
+                _ => {
+                    std::thread::sleep(nap);
+                    nap = (nap * 2).min(NAP_MAX);
+                }
             }
             looks += 1;
             if !self.taken.load(Relaxed) && self.try_lock() {

@@ -10,6 +10,7 @@
 //! looks at, in this order, a lost device, what is supported, the contract, planned failures, room.
 //! [`Sim::check`] recomputes the invariants of memory, streams and uses, which stand in their files.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -98,15 +99,23 @@ impl Default for SimConfig {
 }
 
 /// The simulated device. Clones are the same device.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Sim {
     shared: Arc<Shared>,
 }
 
-#[derive(Debug)]
+impl fmt::Debug for Sim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sim").field("config", &self.shared.config).finish_non_exhaustive()
+    }
+}
+
+type Meanwhile = Arc<dyn Fn(Call) + Send + Sync>;
+
 struct Shared {
     config: SimConfig,
     state: Mutex<State>,
+    meanwhile: Mutex<Option<Meanwhile>>,
     /// Regions with a call on its way, for rule 5. Held for an instant, before `state` and never with it.
     inside: Mutex<Vec<RegionId>>,
 }
@@ -118,7 +127,7 @@ impl Sim {
         let config = SimConfig { page: power(config.page), quantum: power(config.quantum), ..config };
         let state = State::new(config);
         let (state, inside) = (Mutex::new(Rank::Device, state), Mutex::new(Rank::Leaf, Vec::new()));
-        Sim { shared: Arc::new(Shared { config, state, inside }) }
+        Sim { shared: Arc::new(Shared { config, state, inside, meanwhile: Mutex::new(Rank::Leaf, None) }) }
     }
 
     // ---- time and completion
@@ -154,6 +163,12 @@ impl Sim {
     /// Says that a stream is captured from now on, or no longer: work given to it is no concern of the device then.
     pub fn capture(&self, stream: StreamId, captured: bool) {
         self.shared.state.lock().device.capture(stream, captured);
+    }
+
+    /// Does this at the start of every call that can fail, on the calling thread and before the device looks at the call: a driver
+    /// that takes its time, or what others do meanwhile. It takes the place of what was said before.
+    pub fn meanwhile(&self, what: impl Fn(Call) + Send + Sync + 'static) {
+        *self.shared.meanwhile.lock() = Some(Arc::new(what));
     }
 
     // ---- uses
@@ -232,6 +247,10 @@ impl Sim {
     }
 
     fn call<T>(&self, call: Call, body: impl FnOnce(&mut State) -> Result<T, Stop>) -> Result<T, BackendError> {
+        let meanwhile = self.shared.meanwhile.lock().clone();
+        if let Some(what) = meanwhile {
+            what(call);
+        }
         let mut state = self.shared.state.lock();
         let result = state.present().and_then(|()| body(&mut state));
         state.finish(call, result)

@@ -167,6 +167,21 @@ fn rule_5_two_threads_in_one_region() {
 }
 
 #[test]
+fn others_may_go_on_at_the_start_of_a_call() {
+    let sim = sim(SimMemory::Alias, Lag::Events(0));
+    let region = backed(&sim, 1);
+    let other = sim.clone();
+    sim.meanwhile(move |call| {
+        if call == Call::Back {
+            other.advance(7)
+        }
+    });
+    sim.back(pages(region, 3, 1)).unwrap();
+    sim.unback(pages(region, 3, 1)).unwrap();
+    assert_eq!(sim.now(), 7);
+}
+
+#[test]
 fn dead_handles_are_seen() {
     let sim = sim(SimMemory::Alias, Lag::Manual);
     let event = sim.record(DEFAULT).unwrap();
