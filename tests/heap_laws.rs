@@ -17,19 +17,17 @@ use fences::NoFences;
 use larder::heap::{Heap, State};
 use larder::ids::{Access, FenceId, RegionId, StreamId};
 use larder::units::{KIB, MIB};
-use program::{Program, Shape};
+use program::{Program, SMALL, Shape};
 
 const NOW: Access = Access::Now(StreamId(0));
 
-const SMALL: Shape =
-    Shape { quantum: 256, page: 4 * KIB, region_pages: 24, live_max: 24, align_max: 16 * KIB, check_every: 1 };
 const MIDDLE: Shape =
     Shape { quantum: 512, page: 64 * KIB, region_pages: 64, live_max: 200, align_max: 256 * KIB, check_every: 64 };
 const LARGE: Shape =
     Shape { quantum: 512, page: 2 * MIB, region_pages: 512, live_max: 700, align_max: 8 * MIB, check_every: 64 };
 
 fn drive(shape: Shape, seed: u64, steps: u64) -> [u64; 8] {
-    let mut program = Program::new(shape, seed);
+    let mut program = Program::new(shape, Rng::new(seed));
     program.run(steps);
     program.end()
 }

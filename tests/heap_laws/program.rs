@@ -3,6 +3,7 @@
 
 use larder::heap::{Heap, Preference};
 use larder::ids::{Access, BlockId, FenceId, RegionId, StreamId};
+use larder::units::KIB;
 
 use super::common::Rng;
 use super::fences::{Counted, STREAMS};
@@ -20,6 +21,10 @@ pub struct Shape {
     /// Steps between two checks.
     pub check_every: u64,
 }
+
+/// A heap so small that everything meets everything soon.
+pub const SMALL: Shape =
+    Shape { quantum: 256, page: 4 * KIB, region_pages: 24, live_max: 24, align_max: 16 * KIB, check_every: 1 };
 
 pub struct Live {
     pub id: BlockId,
@@ -47,13 +52,13 @@ pub struct Program {
 }
 
 impl Program {
-    pub fn new(shape: Shape, seed: u64) -> Self {
+    pub fn new(shape: Shape, rng: Rng) -> Self {
         let mut program = Program {
             shape,
             heap: Heap::new(shape.quantum),
             fences: Counted::default(),
             shadow: Shadow::default(),
-            rng: Rng::new(seed),
+            rng,
             live: Vec::new(),
             stale: Vec::new(),
             held: Vec::new(),
@@ -94,8 +99,12 @@ impl Program {
         }
     }
 
+    /// So many steps, or fewer when chance is spent.
     pub fn run(&mut self, steps: u64) {
         for step in 0..steps {
+            if self.rng.is_spent() {
+                break;
+            }
             // Tides: blocks pile up, and go.
             let rising = step / 96 % 3 < 2;
             self.step(rising);
