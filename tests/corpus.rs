@@ -24,9 +24,9 @@ fn every_seed_of_the_corpus_passes() {
         let mut seeds = seeds(name);
         assert!(seeds.len() >= 10, "{name} has {} seeds", seeds.len());
         if cfg!(miri) {
-            // A few of middle length: enough for an interpreter.
-            seeds = seeds.split_off(seeds.len() / 2);
-            seeds.truncate(2);
+            // The beginning of a long one: an interpreter takes a minute for that.
+            seeds = seeds.split_off(seeds.len() - 1);
+            seeds.iter_mut().for_each(|(_, data)| data.truncate(64));
         }
         for (path, data) in seeds {
             assert!(std::panic::catch_unwind(|| run(&data)).is_ok(), "{} does not pass", path.display());

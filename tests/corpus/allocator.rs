@@ -14,5 +14,5 @@ pub fn run(data: &[u8]) {
     let device = program::device(rng.pick(&MEMORIES), rng.pick(&LAGS));
     let device = SimConfig { host_ordered: rng.one_in(4), ..device };
     let config = Config { alias: !rng.one_in(4), ..program::config() };
-    Program::new(device, config, rng).faulty().run(u64::MAX, 3);
+    Program::new(device, config, rng).faulty().run(u64::MAX, 16);
 }
