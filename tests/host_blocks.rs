@@ -17,25 +17,17 @@ fn config() -> Config {
     Config { segment_min: 64 * KIB, ..Config::default().limit(MIB) }
 }
 
+#[allow(unused_mut, reason = "one kind everywhere, the other where there are pages")]
 fn hosts() -> Vec<Allocator<Host>> {
     let mut hosts = vec![Allocator::host_system(config()).unwrap()];
     // The interpreter knows no addresses without memory.
-    if cfg!(all(unix, not(miri))) {
-        hosts.push(mapped());
-    }
+    #[cfg(all(unix, not(miri)))]
+    hosts.push({
+        use larder::backend::host::MmapConfig;
+        let mmap = MmapConfig { page: 64 * KIB, region_max: Some(64 * MIB), ..MmapConfig::default() };
+        Allocator::host_mmap(mmap, config()).unwrap()
+    });
     hosts
-}
-
-#[cfg(unix)]
-fn mapped() -> Allocator<Host> {
-    use larder::backend::host::MmapConfig;
-    let mmap = MmapConfig { page: 64 * KIB, region_max: Some(64 * MIB), ..MmapConfig::default() };
-    Allocator::host_mmap(mmap, config()).unwrap()
-}
-
-#[cfg(not(unix))]
-fn mapped() -> Allocator<Host> {
-    Allocator::host_system(config()).unwrap()
 }
 
 /// A block full of one byte.
