@@ -140,14 +140,6 @@ pub const MUTANTS: &[Mutant] = &[
         "the peak of what is active leaves out what is pending",
         &[edit(STATS, "if live + pending > meter.calm.get() {", "if live > meter.calm.get() {")],
     ),
-    accounting(
-        "pending bytes that are done are counted as more",
-        &[edit(
-            STATS,
-            "None => self.pending.freed.add(current - pending),",
-            "None => {\n                self.pending.add(current - pending);\n            }",
-        )],
-    ),
     Mutant {
         name: "what is guaranteed to a pool is given to others",
         edits: &[edit(
@@ -155,7 +147,7 @@ pub const MUTANTS: &[Mutant] = &[
             ".saturating_sub(pool.config.read().guarantee).min(stats.idle())",
             ".min(stats.idle())",
         )],
-        caught_by: "policy",
+        caught_by: "regressions",
     },
     Mutant {
         name: "memory grows beyond the slack before pages are moved",
