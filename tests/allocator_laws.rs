@@ -30,7 +30,7 @@ fn random_programs_keep_every_figure() {
 fn programs_keep_every_figure_on_a_device_that_fails_now_and_then() {
     for memory in MEMORIES {
         for lag in LAGS {
-            for seed in 0..runs(2, 200) {
+            for seed in 0..runs(1, 200) {
                 Program::new(device(memory, lag), config(), Rng::new(seed)).faulty().run(300, 3);
             }
         }
