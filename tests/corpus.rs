@@ -24,7 +24,10 @@ fn every_seed_of_the_corpus_passes() {
         let mut seeds = seeds(name);
         assert!(seeds.len() >= 10, "{name} has {} seeds", seeds.len());
         if cfg!(miri) {
-            // The beginning of a long one: an interpreter takes a minute for that.
+            // The beginning of one long program: more takes an interpreter minutes, and so does the replay of a trace.
+            if !matches!(name, "heap" | "allocator") {
+                continue;
+            }
             seeds = seeds.split_off(seeds.len() - 1);
             seeds.iter_mut().for_each(|(_, data)| data.truncate(32));
         }
