@@ -19,7 +19,7 @@ fn random_programs_keep_every_figure() {
     for memory in MEMORIES {
         for lag in LAGS {
             for seed in 0..runs(3, 200) {
-                failures += Program::new(device(memory, lag), config(), seed).run(300, 3).out_of_memory;
+                failures += Program::new(device(memory, lag), config(), Rng::new(seed)).run(300, 3).out_of_memory;
             }
         }
     }
@@ -30,7 +30,7 @@ fn random_programs_keep_every_figure() {
 fn longer_programs_keep_every_figure() {
     for (seed, memory) in MEMORIES.into_iter().enumerate() {
         let device = SimConfig { capacity: 600 * PAGE, ..device(memory, Lag::Events(50)) };
-        Program::new(device, config(), 77 + seed as u64).run(runs(3000, 60_000), 64);
+        Program::new(device, config(), Rng::new(77 + seed as u64)).run(runs(3000, 60_000), 64);
     }
 }
 
@@ -40,7 +40,8 @@ fn failures_in_any_order_are_told_and_lose_nothing() {
     for memory in MEMORIES {
         for lag in LAGS {
             for seed in 0..runs(2, 100) {
-                let tally = Program::new(device(memory, lag), config(), 500 + seed).with_faults(8).run(300, 3);
+                let tally =
+                    Program::new(device(memory, lag), config(), Rng::new(500 + seed)).with_faults(8).run(300, 3);
                 ordered += tally.ordered;
                 struck += tally.counters.failures.iter().sum::<u64>();
                 told += tally.told.values().sum::<u64>();
@@ -54,7 +55,8 @@ fn failures_in_any_order_are_told_and_lose_nothing() {
 fn without_alias_in_the_config_old_addresses_are_unmapped_at_once() {
     for lag in [Lag::Events(0), Lag::Events(50)] {
         for seed in 0..runs(4, 200) {
-            Program::new(device(SimMemory::Alias, lag), Config { alias: false, ..config() }, seed).run(300, 3);
+            Program::new(device(SimMemory::Alias, lag), Config { alias: false, ..config() }, Rng::new(seed))
+                .run(300, 3);
         }
     }
 }
@@ -65,7 +67,7 @@ fn memory_that_the_cpu_touches_is_reused_only_when_complete() {
         for lag in [Lag::Events(0), Lag::Events(30), Lag::Never] {
             for seed in 0..runs(2, 100) {
                 let device = SimConfig { host_ordered: true, ..device(memory, lag) };
-                Program::new(device, config(), seed).run(250, 3);
+                Program::new(device, config(), Rng::new(seed)).run(250, 3);
             }
         }
     }

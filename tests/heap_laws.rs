@@ -22,7 +22,7 @@ use program::{LARGE, MIDDLE, PARTS, Program, SMALL, Shape};
 const NOW: Access = Access::Now(StreamId(0));
 
 fn drive(shape: Shape, seed: u64, steps: u64) -> [u64; PARTS.len()] {
-    let mut program = Program::new(shape, seed);
+    let mut program = Program::new(shape, Rng::new(seed));
     program.run(steps);
     program.end()
 }

@@ -22,6 +22,7 @@ mod users;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use common::Rng;
 use larder::Config;
 use larder::backend::sim::{Call, SimConfig};
 use larder::trace::replay::thread_cpu_time;
@@ -72,7 +73,7 @@ fn heaps_agree_with_their_shadow() {
     let mut progress = Progress::new("heap");
     for seed in 0..programs {
         let shape = [SMALL, MIDDLE, LARGE][seed as usize % 3];
-        let mut program = Program::new(Shape { check_every: u64::MAX, ..shape }, 9000 + seed);
+        let mut program = Program::new(Shape { check_every: u64::MAX, ..shape }, Rng::new(9000 + seed));
         for check in 1..=checks {
             // Checks before its first step.
             program.run(steps);
@@ -110,7 +111,8 @@ fn allocators_keep_every_figure_on_devices_that_fail() {
         let capacity = if seed % 5 == 4 { 600 * users::PAGE } else { 96 * users::PAGE };
         let device = SimConfig { capacity, host_ordered: seed % 7 == 6, ..device(MEMORIES[seed as usize % 4], lag) };
         let config = Config { alias: seed % 8 < 6, ..config() };
-        let tally = users::Program::new(device, config, 70_000 + seed).with_faults(64).run(steps, check_every);
+        let tally =
+            users::Program::new(device, config, Rng::new(70_000 + seed)).with_faults(64).run(steps, check_every);
         let (stats, counters) = (tally.stats, tally.counters);
         for (what, times) in [
             ("blocks served", tally.served),

@@ -208,7 +208,7 @@ impl<W: Write> Writer<W> {
     }
 
     fn mark(&mut self, label: &str) -> Result<(), WriteError> {
-        if label.contains('\n') || label.ends_with('\r') {
+        if label.contains('\n') {
             return Err(bad_text("label", label));
         }
         within("label", label.len(), LINE_LIMIT - 2)?;
@@ -217,6 +217,10 @@ impl<W: Write> Writer<W> {
         if !label.is_empty() {
             self.text.push(b' ');
             self.text.extend_from_slice(label.as_bytes());
+        }
+        if label.ends_with('\r') {
+            // Of a line that ends in two, one belongs to the label.
+            self.text.push(b'\r');
         }
         self.end_line()
     }

@@ -51,14 +51,14 @@ pub struct Program {
 }
 
 impl Program {
-    pub fn new(device: SimConfig, config: Config, seed: u64) -> Program {
+    pub fn new(device: SimConfig, config: Config, rng: Rng) -> Program {
         let world = World::new(device, config, 4);
         let pools = vec![
             world.allocator.clone(),
             world.allocator.pool("second", PoolConfig { tag: Some("second".into()), ..PoolConfig::default() }).unwrap(),
             world.allocator.pool("bounded", PoolConfig { limit: Some(24 * PAGE), ..PoolConfig::default() }).unwrap(),
         ];
-        Program { world, rng: Rng::new(seed), pools, hook: None, clock: 0, faults: 0, tally: Tally::default() }
+        Program { world, rng, pools, hook: None, clock: 0, faults: 0, tally: Tally::default() }
     }
 
     /// A device that fails once in so many steps.
@@ -66,8 +66,12 @@ impl Program {
         Program { faults, ..self }
     }
 
+    /// So many steps, or fewer when chance is spent; then everything goes back.
     pub fn run(mut self, steps: u64, check_every: u64) -> Tally {
         for step in 0..steps {
+            if self.rng.is_spent() {
+                break;
+            }
             self.step(step / 64 % 3 < 2);
             if step % check_every == 0 {
                 self.world.check();

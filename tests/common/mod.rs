@@ -3,18 +3,43 @@
 
 pub mod world;
 
-/// splitmix64: the same seed gives the same numbers everywhere.
+/// Where random programs take their decisions from.
 #[derive(Clone, Debug)]
-pub struct Rng(u64);
+pub enum Rng {
+    /// splitmix64: the same seed gives the same numbers everywhere.
+    Seeded(u64),
+    /// Bytes that a fuzzer chose, and zeros behind them; of each no more are taken than the decision needs.
+    Chosen(std::vec::IntoIter<u8>),
+}
 
 impl Rng {
     pub fn new(seed: u64) -> Self {
-        Rng(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5851_f42d_4c95_7f2d)
+        Rng::Seeded(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5851_f42d_4c95_7f2d)
+    }
+
+    pub fn chosen(bytes: &[u8]) -> Self {
+        Rng::Chosen(Vec::from(bytes).into_iter())
+    }
+
+    /// Whether all chosen bytes are taken; seeds have no end.
+    pub fn is_spent(&self) -> bool {
+        matches!(self, Rng::Chosen(bytes) if bytes.len() == 0)
     }
 
     pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
+        self.bits(u64::BITS)
+    }
+
+    /// A number of at least so many bits.
+    fn bits(&mut self, count: u32) -> u64 {
+        let state = match self {
+            Rng::Seeded(state) => state,
+            Rng::Chosen(bytes) => {
+                return bytes.take(count.div_ceil(8) as usize).fold(0, |z, byte| z << 8 | u64::from(byte));
+            }
+        };
+        *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = *state;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
@@ -22,7 +47,7 @@ impl Rng {
 
     /// Below `n`, which is not 0.
     pub fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
+        self.bits(u64::BITS - (n - 1).leading_zeros()) % n
     }
 
     /// From `low` to `high`, both among them.
@@ -51,7 +76,13 @@ pub fn full() -> bool {
     std::env::var("LARDER_FULL").is_ok_and(|value| value == "1")
 }
 
-/// `short` by default, `long` when the long runs are asked for.
+/// `short` by default, `long` when the long runs are asked for; a small part of `short` where the program is interpreted.
 pub fn runs(short: u64, long: u64) -> u64 {
-    if full() { long } else { short }
+    if cfg!(miri) {
+        short.div_ceil(50)
+    } else if full() {
+        long
+    } else {
+        short
+    }
 }

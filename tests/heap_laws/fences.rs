@@ -127,6 +127,7 @@ impl Fences for Counted {
 }
 
 /// Fences for heaps whose memory nobody waits for.
+#[allow(dead_code, reason = "random programs have fences")]
 pub struct NoFences;
 
 impl Fences for NoFences {

@@ -69,13 +69,13 @@ pub struct Program {
 }
 
 impl Program {
-    pub fn new(shape: Shape, seed: u64) -> Self {
+    pub fn new(shape: Shape, rng: Rng) -> Self {
         let mut program = Program {
             shape,
             heap: Heap::new(shape.quantum),
             fences: Counted::default(),
             shadow: Shadow::default(),
-            rng: Rng::new(seed),
+            rng,
             live: Vec::new(),
             stale: Vec::new(),
             held: Vec::new(),
@@ -116,8 +116,12 @@ impl Program {
         }
     }
 
+    /// So many steps, or fewer when chance is spent.
     pub fn run(&mut self, steps: u64) {
         for step in 0..steps {
+            if self.rng.is_spent() {
+                break;
+            }
             // Tides: blocks pile up, and go.
             let rising = step / 96 % 3 < 2;
             self.step(rising);

@@ -44,6 +44,14 @@ const fn cudarc(name: &'static str, edits: &'static [Edit]) -> Mutant {
     Mutant { name, edits, caught_by: "cudarc" }
 }
 
+const fn heap(name: &'static str, edits: &'static [Edit]) -> Mutant {
+    Mutant { name, edits, caught_by: "heap_laws" }
+}
+
+const fn accounting(name: &'static str, edits: &'static [Edit]) -> Mutant {
+    Mutant { name, edits, caught_by: "allocator_laws" }
+}
+
 const BUFFER: &str = "native/cudarc.rs";
 const ORDERING: &str = "native/ordering.rs";
 const PINNED: &str = "native/pinned.rs";
@@ -60,6 +68,7 @@ const HISTORY: &str = "allocator/history.rs";
 const WRITTEN: &str = "trace/history.rs";
 const DEBUG: &str = "allocator/debug.rs";
 const EDIT: &str = "heap/edit.rs";
+const STATS: &str = "stats.rs";
 
 pub const MUTANTS: &[Mutant] = &[
     debug(
@@ -157,6 +166,52 @@ pub const MUTANTS: &[Mutant] = &[
         name: "memory of a captured stream is waited for",
         edits: &[edit(FENCE, "Access::AfterWait => self.is_reachable(fence),", "Access::AfterWait => true,")],
         caught_by: "captures",
+    },
+    heap(
+        "what is behind a taken piece is in no bin",
+        &[edit(
+            EDIT,
+            "self.table[rest].fence = fences.copy(self.table[taken].fence);\n            self.insert_free(rest);",
+            "self.table[rest].fence = fences.copy(self.table[taken].fence);",
+        )],
+    ),
+    heap("a block that grows stays in its bin", &[edit(EDIT, "if old != new {", "if old > new {")]),
+    heap(
+        "a void stays apart from the one behind it",
+        &[edit(EDIT, "if self.table[next].state == State::Void {", "if false {")],
+    ),
+    heap("a void that goes stays in the list", &[edit(EDIT, "_ => self.table[prev].bin_next = next,", "_ => {}")]),
+    heap("what is pending is not counted down", &[edit(EDIT, "self.pending -= record.size;", "self.pending -= 0;")]),
+    accounting(
+        "what was asked for stays counted when it is freed",
+        &[edit(STATS, "meter.requested.freed.add(requested);", "let _ = requested;")],
+    ),
+    accounting("a freed block stays counted", &[edit(STATS, "meter.blocks.freed.add(1);", "")]),
+    accounting(
+        "what went back stays counted as held",
+        &[edit(STATS, "self.write(|meter| meter.reserved.freed.add(bytes));", "let _ = bytes;")],
+    ),
+    accounting(
+        "the peak of what is active leaves out what is pending",
+        &[edit(STATS, "if live + pending > meter.calm.get() {", "if live > meter.calm.get() {")],
+    ),
+    Mutant {
+        name: "what is guaranteed to a pool is given to others",
+        edits: &[edit(
+            "allocator/ladder.rs",
+            ".saturating_sub(pool.config.read().guarantee).min(stats.idle())",
+            ".min(stats.idle())",
+        )],
+        caught_by: "regressions",
+    },
+    Mutant {
+        name: "memory grows beyond the slack before pages are moved",
+        edits: &[edit(
+            "allocator/ladder.rs",
+            "let room = self.slack_room().min(self.room());",
+            "let room = self.room();",
+        )],
+        caught_by: "policy",
     },
     stream("a wait is dropped", &[edit(STREAMS, "self.backend.stream_wait(stream, event)?;", "")]),
     stream(
