@@ -126,30 +126,41 @@ impl Cell {
     }
 }
 
+/// A gauge as it is kept: what was freed follows from the two.
 #[derive(Debug, Default)]
 struct Track {
     allocated: Cell,
-    freed: Cell,
+    current: Cell,
     peak: Cell,
 }
 
 impl Track {
     #[inline(always)]
     fn current(&self) -> u64 {
-        self.allocated.get() - self.freed.get()
+        self.current.get()
+    }
+
+    /// Answers what is current. The peak is the caller's to raise.
+    #[inline(always)]
+    fn give(&self, amount: u64) -> u64 {
+        self.allocated.add(amount);
+        self.current.add(amount);
+        self.current.get()
     }
 
     #[inline(always)]
-    fn add(&self, amount: u64) -> u64 {
-        self.allocated.add(amount);
-        let current = self.current();
-        self.peak.raise(current);
-        current
+    fn add(&self, amount: u64) {
+        self.peak.raise(self.give(amount));
+    }
+
+    #[inline(always)]
+    fn take(&self, amount: u64) {
+        self.current.set(self.current.get() - amount);
     }
 
     fn gauge(&self) -> Gauge {
-        let (allocated, freed) = (self.allocated.get(), self.freed.get());
-        Gauge { current: allocated.wrapping_sub(freed), peak: self.peak.get(), allocated, freed }
+        let (allocated, current) = (self.allocated.get(), self.current.get());
+        Gauge { current, peak: self.peak.get(), allocated, freed: allocated.wrapping_sub(current) }
     }
 }
 
@@ -209,8 +220,7 @@ impl Meter {
             meter.settle_pending(pending);
             meter.requested.add(requested);
             meter.blocks.add(1);
-            meter.live.allocated.add(live);
-            let live = meter.live.current();
+            let live = meter.live.give(live);
             if live + pending > meter.calm.get() {
                 meter.rise(live, live + pending);
             }
@@ -228,9 +238,9 @@ impl Meter {
     #[inline(always)]
     pub fn took_back(&self, requested: u64, live: u64, pending: u64) {
         self.write(|meter| {
-            meter.requested.freed.add(requested);
-            meter.blocks.freed.add(1);
-            meter.live.freed.add(live);
+            meter.requested.take(requested);
+            meter.blocks.take(1);
+            meter.live.take(live);
             meter.settle_pending(pending);
         });
     }
@@ -266,7 +276,7 @@ impl Meter {
             Some(more) => {
                 self.pending.add(more);
             }
-            None => self.pending.freed.add(current - pending),
+            None => self.pending.take(current - pending),
         }
         self.active_peak.raise(self.live.current() + pending);
     }
@@ -280,7 +290,7 @@ impl Meter {
 
     /// So many bytes went back to the backend.
     pub fn returned(&self, bytes: u64) {
-        self.write(|meter| meter.reserved.freed.add(bytes));
+        self.write(|meter| meter.reserved.take(bytes));
     }
 
     /// Addresses in use now.

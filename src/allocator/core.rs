@@ -24,17 +24,15 @@ use super::pool::{Grant, Need, Note, Pool, State};
 use super::reclaim::Hooks;
 use super::recording::{Numbers, Unpinning};
 use super::streams::{Handles, Retirement};
-use super::tags::TagId;
 use super::waiting::Waiting;
 use crate::backend::{Backend, BackendError, Capabilities, Span};
 use crate::fence::Clocks;
 use crate::ids::{Access, BlockId, PoolId, StreamId};
 use crate::policy::{Config, ConfigError, PoolConfig};
-use crate::stats::Meter;
 use crate::sync::atomic::{
     AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Acquire, Ordering::Relaxed, Ordering::Release,
 };
-use crate::sync::{BriefMutex, Mutex, Outside, Rank, RwLock};
+use crate::sync::{Mutex, Outside, Rank, RwLock};
 use crate::units::align_up;
 
 /// The most pools of one allocator.
@@ -66,9 +64,12 @@ pub(crate) struct Core {
     pub leaves_mapped: bool,
     pub config: RwLock<Config>,
     pub quantum: u64,
-    pools: Box<[OnceLock<Box<Pool>>; POOLS_MAX]>,
-    /// How many of them there are: counted when they are whole. Changes under `slow` only.
-    pools_made: AtomicUsize,
+    /// The pool that every allocator has. Most requests are for it.
+    first: Pool,
+    /// The others, by their ids less one.
+    others: Box<[OnceLock<Box<Pool>>; POOLS_MAX - 1]>,
+    /// How many others there are: counted when they are whole. Changes under `slow` only.
+    others_made: AtomicUsize,
     pub slow: Mutex<Slow>,
     pub hooks: Hooks,
     pub waiting: Waiting,
@@ -126,8 +127,15 @@ impl Core {
             Some(debug) => Some(Box::new(Debug::new(debug, &*backend)?)),
             None => None,
         };
-        let core = Arc::new_cyclic(|me| Core {
+        let clock = Arc::default();
+        Ok(Arc::new_cyclic(|me| Core {
             me: me.clone(),
+            first: {
+                let clocks = Clocks::new(caps.host_ordered);
+                let mut state = State::new(me.clone(), quantum, clocks, &caps, config.poll_every);
+                state.history = Ring::new(config.history, &clock, 0);
+                Pool::new("default", PoolConfig::default(), state)
+            },
             special: AtomicU32::new(u32::from(debug.is_some())),
             debug,
             backend: Outside(backend),
@@ -135,16 +143,16 @@ impl Core {
             leaves_mapped,
             quantum,
             config: RwLock::new(Rank::Config, config),
-            pools: Box::new([const { OnceLock::new() }; POOLS_MAX]),
-            pools_made: AtomicUsize::new(0),
-            slow: Mutex::new(Rank::Slow, Slow::default()),
+            others: Box::new([const { OnceLock::new() }; POOLS_MAX - 1]),
+            others_made: AtomicUsize::new(0),
+            slow: Mutex::new(Rank::Slow, Slow { retired: vec![Vec::new()], ..Slow::default() }),
             hooks: Hooks::default(),
             waiting: Waiting::default(),
             reserved: AtomicU64::new(0),
             reserved_peak: AtomicU64::new(0),
             deferred: Mutex::new(Rank::Leaf, None),
             lost: AtomicBool::new(false),
-            clock: Arc::default(),
+            clock,
             last_full_report: Mutex::new(Rank::Leaf, None),
             default_limit,
             kind,
@@ -155,9 +163,7 @@ impl Core {
             captures: Mutex::new(Rank::Captures, Vec::new()),
             capture_pools: Mutex::new(Rank::Leaf, Vec::new()),
             graphs_gone: Mutex::new(Rank::Leaf, Vec::new()),
-        });
-        core.add_pool("default", PoolConfig::default())?;
-        Ok(core)
+        }))
     }
 
     pub(crate) fn add_pool(&self, name: &str, config: PoolConfig) -> Result<PoolId, AllocError> {
@@ -166,47 +172,44 @@ impl Core {
     }
 
     pub(crate) fn add_pool_under(&self, name: &str, config: PoolConfig, slow: &mut Slow) -> Result<PoolId, AllocError> {
-        let at = self.pools().count();
-        if at == POOLS_MAX {
-            return Err(AllocError::TooManyPools { max: POOLS_MAX });
-        }
+        let at = self.others_made.load(Relaxed);
+        let Some(place) = self.others.get(at) else { return Err(AllocError::TooManyPools { max: POOLS_MAX }) };
         let (poll_every, history) = {
             let config = self.config.read();
             (config.poll_every, config.history)
         };
+        // A stream that exists already is known to the new pool too.
         let mut clocks = Clocks::new(self.caps.host_ordered);
-        if at > 0 {
-            // A stream that exists already is known to the new pool too.
-            self.pools().take(1).for_each(|pool| clocks.know(pool.state.lock().clocks.streams()));
-        }
+        clocks.know(self.first.state.lock().clocks.streams());
         let mut state = State::new(self.me.clone(), self.quantum, clocks, &self.caps, poll_every);
         state.history = Ring::new(history, &self.clock, 0);
         let recordings = self.recordings.lock();
         recordings.open.iter().for_each(|number| state.recording_opened(*number));
         self.captures.lock().iter().for_each(|(stream, _)| state.clocks.set_recording(*stream, true));
-        let pool = Pool {
-            name: name.to_string(),
-            tag: config.tag.as_deref().map_or(TagId::NONE, TagId::of),
-            config: RwLock::new(Rank::PoolConfig, config),
-            state: BriefMutex::new(Rank::State, state),
-            meter: Meter::default(),
-            pinned: AtomicBool::new(false),
-        };
         slow.retired.push(Vec::new());
-        let _ = self.pools[at].set(Box::new(pool));
-        self.pools_made.store(at + 1, Release);
-        Ok(PoolId(at as u16))
+        let _ = place.set(Box::new(Pool::new(name, config, state)));
+        self.others_made.store(at + 1, Release);
+        Ok(PoolId(at as u16 + 1))
+    }
+
+    /// # Panics
+    /// When the id was not given by this allocator: a defect of this crate.
+    #[inline(always)]
+    pub(crate) fn pool(&self, id: PoolId) -> &Pool {
+        self.find_pool(id).expect("a pool of this allocator")
     }
 
     #[inline(always)]
-    pub(crate) fn pool(&self, id: PoolId) -> &Pool {
-        // Every id was given by `add_pool`, so the remainder changes nothing but saves a test.
-        self.pools[usize::from(id.0) % POOLS_MAX].get().expect("a pool of this allocator")
+    pub(crate) fn find_pool(&self, id: PoolId) -> Option<&Pool> {
+        match id {
+            PoolId(0) => Some(&self.first),
+            PoolId(other) => self.others.get(usize::from(other) - 1)?.get().map(|pool| &**pool),
+        }
     }
 
     pub(crate) fn pools(&self) -> impl Iterator<Item = &Pool> + Clone {
-        let made = self.pools_made.load(Acquire);
-        self.pools[..made].iter().filter_map(OnceLock::get).map(|pool| &**pool)
+        let others = self.others[..self.others_made.load(Acquire)].iter().filter_map(OnceLock::get);
+        std::iter::once(&self.first).chain(others.map(|pool| &**pool))
     }
 
     /// The backend as what it is.
@@ -214,11 +217,6 @@ impl Core {
     pub(crate) fn backend_as<B: Backend>(&self) -> Option<&B> {
         let backend: &dyn Any = &*self.backend;
         backend.downcast_ref()
-    }
-
-    #[inline(always)]
-    pub(crate) fn find_pool(&self, id: PoolId) -> Option<&Pool> {
-        self.pools.get(usize::from(id.0)).and_then(OnceLock::get).map(|pool| &**pool)
     }
 
     /// Rounds a request and checks what can be known beforehand.

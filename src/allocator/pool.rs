@@ -21,7 +21,7 @@ use crate::policy::PoolConfig;
 use crate::snapshot::Action;
 use crate::stats::Meter;
 use crate::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use crate::sync::{BriefMutex, RwLock};
+use crate::sync::{BriefMutex, Rank, RwLock};
 
 /// A heap over regions of its own, with its own lock.
 ///
@@ -398,6 +398,17 @@ impl State {
 }
 
 impl Pool {
+    pub(crate) fn new(name: &str, config: PoolConfig, state: State) -> Pool {
+        Pool {
+            name: name.to_string(),
+            tag: config.tag.as_deref().map_or(TagId::NONE, TagId::of),
+            config: RwLock::new(Rank::PoolConfig, config),
+            state: BriefMutex::new(Rank::State, state),
+            meter: Meter::default(),
+            pinned: AtomicBool::new(false),
+        }
+    }
+
     /// Whether its pages must stay where they are.
     pub(crate) fn is_pinned(&self) -> bool {
         self.pinned.load(Relaxed)

@@ -6,36 +6,14 @@ use super::{Heap, PROBES, SCAN};
 use crate::ids::{Access, Fences};
 
 impl<N: Copy + Default> Heap<N> {
-    /// A free block that fits, and its bin. The likely cases are here: the head of the own bin fits exactly, or the own bin is
-    /// empty and the head of the next one may be had.
+    /// A free block that fits, and its bin: the best of a few of the own bin, else the first usable one above.
     #[inline(always)]
     pub(super) fn find(&self, size: u64, access: Access, fences: &impl Fences) -> Option<(u32, usize)> {
         let bin = bin_of(size);
-        let own = self.free.head(bin);
-        if own != 0 {
-            let record = &self.table[own];
-            if record.size == size && fences.passes(record.fence, access) {
-                return Some((own, bin));
-            }
-            return self.find_from(bin, size, access, fences);
-        }
-        let bin = self.free.next(bin + 1)?;
-        let head = self.free.head(bin);
-        if fences.passes(self.table[head].fence, access) {
-            return Some((head, bin));
-        }
-        self.find_above(bin, access, fences)
-    }
-
-    /// The best of a few blocks of the own bin, or the first usable one above.
-    #[inline(never)]
-    fn find_from(&self, bin: usize, size: u64, access: Access, fences: &impl Fences) -> Option<(u32, usize)> {
         let (mut best, mut best_size) = (0, u64::MAX);
         let mut index = self.free.head(bin);
-        for _ in 0..SCAN {
-            if index == 0 {
-                break;
-            }
+        let mut left = SCAN;
+        while index != 0 && left > 0 {
             let record = &self.table[index];
             if record.size >= size && record.size < best_size && fences.passes(record.fence, access) {
                 if record.size == size {
@@ -44,11 +22,17 @@ impl<N: Copy + Default> Heap<N> {
                 (best, best_size) = (index, record.size);
             }
             index = record.bin_next;
+            left -= 1;
         }
         if best != 0 {
             return Some((best, bin));
         }
-        self.find_above(self.free.next(bin + 1)?, access, fences)
+        let bin = self.free.next(bin + 1)?;
+        let head = self.free.head(bin);
+        if fences.passes(self.table[head].fence, access) {
+            return Some((head, bin));
+        }
+        self.find_above(bin, access, fences)
     }
 
     /// The first usable block among a few of the bins from `bin` up, which is not empty; all of them fit.
