@@ -171,25 +171,32 @@ pub const MUTANTS: &[Mutant] = &[
         "what is behind a taken piece is in no bin",
         &[edit(
             EDIT,
-            "self.table[rest].fence = fences.copy(self.table[taken].fence);\n            self.insert_free(rest);",
+            "self.table[rest].fence = fences.copy(self.table[taken].fence);\n            self.parts().insert_free(rest);",
             "self.table[rest].fence = fences.copy(self.table[taken].fence);",
         )],
     ),
-    heap("a block that grows stays in its bin", &[edit(EDIT, "if old != new {", "if old > new {")]),
+    heap("a block that grows stays in its bin", &[edit(PARTS, "if old != new {", "if old > new {")]),
     heap(
         "a void stays apart from the one behind it",
         &[edit(EDIT, "if self.table[next].state == State::Void {", "if false {")],
     ),
     heap("a void that goes stays in the list", &[edit(EDIT, "_ => self.table[prev].bin_next = next,", "_ => {}")]),
-    heap("what is pending is not counted down", &[edit(EDIT, "self.pending -= record.size;", "self.pending -= 0;")]),
+    heap(
+        "what is pending is not counted down",
+        &[edit(
+            PARTS,
+            "*self.pending -= size;\n        }\n        self.unlink(bin_of(size), index);",
+            "}\n        self.unlink(bin_of(size), index);",
+        )],
+    ),
     accounting(
         "what was asked for stays counted when it is freed",
-        &[edit(STATS, "meter.requested.freed.add(requested);", "let _ = requested;")],
+        &[edit(STATS, "meter.requested.take(requested);", "let _ = requested;")],
     ),
-    accounting("a freed block stays counted", &[edit(STATS, "meter.blocks.freed.add(1);", "")]),
+    accounting("a freed block stays counted", &[edit(STATS, "meter.blocks.take(1);", "")]),
     accounting(
         "what went back stays counted as held",
-        &[edit(STATS, "self.write(|meter| meter.reserved.freed.add(bytes));", "let _ = bytes;")],
+        &[edit(STATS, "self.write(|meter| meter.reserved.take(bytes));", "let _ = bytes;")],
     ),
     accounting(
         "the peak of what is active leaves out what is pending",
