@@ -32,8 +32,22 @@ struct Home {
     /// Not counted: a pool keeps its core while a block of it is live ([`State::take_back`](super::pool::State::take_back)),
     /// so that blocks come and go without touching a counter that all threads share.
     core: ManuallyDrop<Arc<Core>>,
-    id: BlockId,
-    pool: PoolId,
+    /// The block's id and its pool's, each in a whole word: a handle is copied as words right after it was written, and a word
+    /// that was written in pieces is long in coming.
+    id: u64,
+    pool: u64,
+}
+
+impl Home {
+    #[inline(always)]
+    fn id(&self) -> BlockId {
+        BlockId { index: self.id as u32, generation: (self.id >> 32) as u32 }
+    }
+
+    #[inline(always)]
+    fn pool(&self) -> PoolId {
+        PoolId(self.pool as u16)
+    }
 }
 
 impl<M: Memory> Block<M> {
@@ -42,7 +56,8 @@ impl<M: Memory> Block<M> {
         // SAFETY: a copy of an `Arc` that is never dropped. `grant` names a live block of a pool of `core`, so the pool holds a
         // counted reference until the drop below has taken that block back, after which the copy is not used.
         let core = ManuallyDrop::new(unsafe { std::ptr::read(core) });
-        let home = Home { core, id: grant.id, pool };
+        let id = u64::from(grant.id.generation) << 32 | u64::from(grant.id.index);
+        let home = Home { core, id, pool: u64::from(pool.0) };
         Block { home: Some(home), address: grant.address, requested, kept: M::Kept::default(), kind: PhantomData }
     }
 
@@ -72,17 +87,17 @@ impl<M: Memory> Block<M> {
 
     /// The block's id in its pool; `None` for a block of no bytes.
     pub fn id(&self) -> Option<BlockId> {
-        self.home.as_ref().map(|home| home.id)
+        self.home.as_ref().map(|home| home.id())
     }
 
     /// The block's place as its backend knows it, with the bytes asked for; `None` for a block of no bytes.
     pub fn span(&self) -> Option<Span> {
-        self.home.as_ref().map(|home| Span { size: self.requested, ..home.core.span(home.pool, home.id) })
+        self.home.as_ref().map(|home| Span { size: self.requested, ..home.core.span(home.pool(), home.id()) })
     }
 
     /// Bytes that the block takes: what was asked for, rounded up to the quantum.
     pub fn size(&self) -> u64 {
-        self.home.as_ref().map_or(0, |home| home.core.span(home.pool, home.id).size)
+        self.home.as_ref().map_or(0, |home| home.core.span(home.pool(), home.id()).size)
     }
 
     /// Says that `stream` uses this block too, from now until it is dropped: its bytes are reused only behind that
@@ -91,7 +106,7 @@ impl<M: Memory> Block<M> {
         if let Some(home) = &self.home
             && stream.belongs_to(&home.core)
         {
-            home.core.use_on(home.pool, home.id, stream.id());
+            home.core.use_on(home.pool(), home.id(), stream.id());
         }
     }
 
@@ -105,14 +120,14 @@ impl<M: Memory> Block<M> {
     #[allow(dead_code, reason = "used by kinds of memory that features add")]
     pub(crate) fn used_on_number(&self, stream: StreamId) {
         if let Some(home) = &self.home {
-            home.core.use_on(home.pool, home.id, stream);
+            home.core.use_on(home.pool(), home.id(), stream);
         }
     }
 
     /// The streams that it may be in use on: its own first. None for a block of no bytes.
     #[allow(dead_code, reason = "used by kinds of memory that features add")]
     pub(crate) fn streams(&self) -> Vec<StreamId> {
-        self.home.as_ref().map_or(Vec::new(), |home| home.core.streams_of(home.pool, home.id))
+        self.home.as_ref().map_or(Vec::new(), |home| home.core.streams_of(home.pool(), home.id()))
     }
 
     /// The same block without the kind of its memory.
@@ -157,13 +172,13 @@ impl<M: Memory> Drop for Block<M> {
         let Some(home) = &self.home else { return };
         if home.core.debug.is_some() {
             // Counted, because others may be the last to own a block meanwhile; this block is still live.
-            return Arc::clone(&home.core).free_in_debug(home.pool, home.id);
+            return Arc::clone(&home.core).free_in_debug(home.pool(), home.id());
         }
         let last;
         {
-            let pool = home.core.pool(home.pool);
+            let pool = home.core.pool(home.pool());
             let mut state = pool.state.lock();
-            last = state.take_back(home.id, &pool.meter);
+            last = state.take_back(home.id(), &pool.meter);
             home.core.waiting.something_freed();
             // From the unlocking on, another thread may drop the last block and the core with it.
         }
@@ -175,7 +190,7 @@ impl<M: Memory> fmt::Debug for Block<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.home {
             Some(home) => {
-                write!(f, "Block({:?} of {:?} at {:#x} len {})", home.id, home.pool, self.address, self.requested)
+                write!(f, "Block({:?} of {:?} at {:#x} len {})", home.id(), home.pool(), self.address, self.requested)
             }
             None => write!(f, "Block(empty)"),
         }

@@ -13,7 +13,7 @@ pub(super) struct Parts<'a, N> {
     pub records: &'a mut [Record<N>],
     vacant: &'a mut u32,
     pub free: &'a mut Bins,
-    places: &'a mut [Option<Place>],
+    places: &'a mut Vec<Option<Place>>,
     pending: &'a mut u64,
 }
 
