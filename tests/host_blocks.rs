@@ -99,6 +99,22 @@ fn what_one_thread_writes_another_drops() {
 }
 
 #[test]
+fn the_last_block_holds_the_memory_whoever_drops_it() {
+    for seed in 0..runs(20, 2000) {
+        for host in hosts() {
+            let mut rng = Rng::new(seed);
+            let mut some = || -> Vec<Full> { (0..3).filter_map(|_| Full::new(&host, &mut rng)).collect() };
+            let (here, there) = (some(), some());
+            // From here on nothing but the blocks holds it, and two threads drop them at once.
+            drop(host);
+            let other = std::thread::spawn(move || drop(there));
+            drop(here);
+            other.join().unwrap();
+        }
+    }
+}
+
+#[test]
 fn elements_are_seen_as_they_were_written() {
     for host in hosts() {
         let mut block = host.request(1024).align(64).zeroed().alloc().unwrap();
