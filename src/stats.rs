@@ -15,8 +15,8 @@
 
 #![forbid(unsafe_code)]
 
+use crate::sync::Again;
 use crate::sync::atomic::{AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release, fence};
-use crate::sync::spin_loop;
 
 /// One quantity over time, in bytes (or a count).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -251,6 +251,11 @@ impl Meter {
         self.blocks.allocated.get()
     }
 
+    /// How many blocks are live.
+    pub fn live_blocks(&self) -> u64 {
+        self.blocks.current()
+    }
+
     /// Whether nothing is live.
     #[inline(always)]
     pub fn is_idle(&self) -> bool {
@@ -348,8 +353,9 @@ impl Meter {
         self.write(|meter| meter.addresses_peak.set(bytes));
     }
 
-    /// The figures, all of one instant. Takes no lock.
+    /// The figures, all of one instant. Takes no lock; where a writer was interrupted, waits for it.
     pub fn read(&self) -> Stats {
+        let mut again = Again::default();
         loop {
             let before = self.sequence.load(Acquire);
             if before.is_multiple_of(2) {
@@ -359,7 +365,7 @@ impl Meter {
                     return stats;
                 }
             }
-            spin_loop();
+            again.later();
         }
     }
 

@@ -6,6 +6,9 @@
 
 mod common;
 
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
 use common::Rng;
 use common::world::World;
 use larder::backend::sim::{Lag, SimConfig, SimMemory};
@@ -303,4 +306,31 @@ fn bytes_are_looked_at_where_the_cpu_sees_them_only() {
     let guarded = Allocator::host(config(EVERYTHING)).unwrap();
     assert_eq!(guarded.alloc(100).unwrap().size(), 192);
     assert_eq!((guarded.alloc(100).unwrap().len(), guarded.stats().requested.peak), (100, 200));
+}
+
+/// Eight mebibytes, all of which debug mode would keep.
+fn kept() -> Allocator<Host> {
+    let debug = DebugConfig { poison: false, guard: 0, quarantine: 64 * MIB };
+    Allocator::host(Config::default().limit(8 * MIB).debug(debug)).unwrap()
+}
+
+#[test]
+fn what_a_hook_drops_serves_the_request() {
+    let host = kept();
+    let cache = Arc::new(Mutex::new(Some(host.alloc(6 * MIB).unwrap())));
+    let held = cache.clone();
+    let _hook = host.on_shortage(move |_| drop(held.lock().unwrap().take()));
+    host.alloc(6 * MIB).unwrap();
+}
+
+#[test]
+fn what_another_thread_drops_serves_a_request_that_waits() {
+    let host = kept();
+    let block = host.alloc(6 * MIB).unwrap();
+    let other = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(20));
+        drop(block);
+    });
+    host.request(6 * MIB).deadline(Instant::now() + Duration::from_secs(60)).alloc().unwrap();
+    other.join().unwrap();
 }

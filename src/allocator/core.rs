@@ -174,18 +174,15 @@ impl Core {
     pub(crate) fn add_pool_under(&self, name: &str, config: PoolConfig, slow: &mut Slow) -> Result<PoolId, AllocError> {
         let at = self.others_made.load(Relaxed);
         let Some(place) = self.others.get(at) else { return Err(AllocError::TooManyPools { max: POOLS_MAX }) };
-        let (poll_every, history) = {
-            let config = self.config.read();
-            (config.poll_every, config.history)
-        };
+        // Held until the pool can be seen: what changes for all pools changes before it is made, or for it too.
+        let (recordings, captures, current) = (self.recordings.lock(), self.captures.lock(), self.config.read());
         // A stream that exists already is known to the new pool too.
         let mut clocks = Clocks::new(self.caps.host_ordered);
         clocks.know(self.first.state.lock().clocks.streams());
-        let mut state = State::new(self.me.clone(), self.quantum, clocks, &self.caps, poll_every);
-        state.history = Ring::new(history, &self.clock, 0);
-        let recordings = self.recordings.lock();
+        let mut state = State::new(self.me.clone(), self.quantum, clocks, &self.caps, current.poll_every);
+        state.history = Ring::new(current.history, &self.clock, 0);
         recordings.open.iter().for_each(|number| state.recording_opened(*number));
-        self.captures.lock().iter().for_each(|(stream, _)| state.clocks.set_recording(*stream, true));
+        captures.iter().for_each(|(stream, _)| state.clocks.set_recording(*stream, true));
         slow.retired.push(Vec::new());
         let _ = place.set(Box::new(Pool::new(name, config, state)));
         self.others_made.store(at + 1, Release);
@@ -381,11 +378,10 @@ impl Core {
         let mut current = self.config.write();
         (config.quantum, config.page, config.alias) = (current.quantum, current.page, current.alias);
         config.debug = current.debug;
-        let (poll_every, history) = (config.poll_every, config.history);
         *current = config;
-        drop(current);
-        self.keep_history(history);
-        self.pools().for_each(|pool| pool.state.lock().set_poll_every(poll_every));
+        // The config is held meanwhile, so that pools end with what it says, whoever else changes it.
+        self.keep_history(current.history);
+        self.pools().for_each(|pool| pool.state.lock().set_poll_every(current.poll_every));
         Ok(())
     }
 

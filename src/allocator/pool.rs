@@ -235,8 +235,7 @@ impl State {
 
     #[cold]
     fn keep_core(&mut self) {
-        self.keeper = self.core.upgrade();
-        debug_assert!(self.keeper.is_some(), "a request is served through a handle");
+        self.keeper = Some(self.core.upgrade().expect("a request is served through a handle"));
     }
 
     #[inline(always)]
@@ -347,10 +346,10 @@ impl State {
         meter.allocations() >= self.next_care
     }
 
-    /// The next time starts now, later where there are many blocks: care may look at each of them, and is to cost each allocation
-    /// as little. Answers whether there is anything to look for.
+    /// The next time starts now, later where many blocks are live: care may look at each of the free ones between them, and is to
+    /// cost each allocation as little. Answers whether there is anything to look for.
     pub(crate) fn care_begins(&mut self, meter: &Meter) -> bool {
-        self.next_care = meter.allocations() + u64::from(self.poll_every).max(self.heap.records() / 4);
+        self.next_care = meter.allocations() + u64::from(self.poll_every).max(meter.live_blocks() / 2);
         self.streams
     }
 

@@ -179,7 +179,7 @@ impl<N: Copy + Default> Heap<N> {
     }
 
     /// Takes `size` bytes, a positive multiple of the quantum, out of a free block whose fence lets `access` pass.
-    /// The block is live afterwards, with a default note. Constant time; may miss a block that is
+    /// The block is live afterwards, with whatever note its record had. Constant time; may miss a block that is
     /// usable when others of like size are not ([`Heap::take_thorough`] does not).
     #[inline(always)]
     pub fn take(&mut self, size: u64, access: Access, fences: &mut impl Fences) -> Option<u32> {
@@ -274,7 +274,7 @@ impl<N: Copy + Default> Heap<N> {
 
     /// As [`Heap::put`], for a block that [`Heap::live`] just answered.
     #[inline(always)]
-    pub fn put_live(&mut self, index: u32, fence: FenceId, fences: &mut impl Fences) {
+    pub(crate) fn put_live(&mut self, index: u32, fence: FenceId, fences: &mut impl Fences) {
         debug_assert_eq!(self.table[index].state, State::Live);
         self.parts().coalesce(index, fence, fences);
     }
@@ -466,11 +466,6 @@ impl<N: Copy + Default> Heap<N> {
     pub fn is_scattered(&self) -> bool {
         let Some(bin) = self.free.highest() else { return false };
         self.free.next(0) != Some(bin) || self.table[self.free.head(bin)].bin_next != 0
-    }
-
-    /// Number of the heap's records: at least that of its blocks.
-    pub fn records(&self) -> u64 {
-        self.table.records.len() as u64
     }
 
     /// Bytes that the heap's own records take.

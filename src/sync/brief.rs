@@ -8,19 +8,10 @@
 
 #![allow(unsafe_code)] // a raw lock promises exclusion
 
-use std::time::Duration;
-
 use parking_lot::lock_api::{GuardNoSend, RawMutex};
 
+use super::Again;
 use super::atomic::{AtomicBool, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
-use super::spin_loop;
-
-/// Looks with pauses between them, each twice as long as the one before: some microseconds in all.
-const PAUSES: u32 = 8;
-/// Looks before the naps: after those with pauses, behind other threads' turns.
-const YIELDS: u32 = PAUSES + 8;
-/// The longest nap between two looks.
-const NAP_MAX: Duration = Duration::from_micros(500);
 
 /// See the module.
 pub(crate) struct Brief {
@@ -31,18 +22,9 @@ impl Brief {
     #[cold]
     #[inline(never)]
     fn lock_later(&self) {
-        let mut looks = 0;
-        let mut nap = Duration::from_micros(8);
+        let mut again = Again::default();
         loop {
-            match looks {
-                0..PAUSES => (0..4 << looks).for_each(|_| spin_loop()),
-                PAUSES..YIELDS => std::thread::yield_now(),
-                _ => {
-                    std::thread::sleep(nap);
-                    nap = (nap * 2).min(NAP_MAX);
-                }
-            }
-            looks += 1;
+            again.later();
             if !self.taken.load(Relaxed) && self.try_lock() {
                 return;
             }

@@ -11,6 +11,7 @@ use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::time::Instant;
 
+mod again;
 #[cfg(not(larder_shuttle))]
 mod brief;
 mod rank;
@@ -22,6 +23,7 @@ use parking_lot as base;
 #[cfg(larder_shuttle)]
 use shuttled as base;
 
+pub(crate) use again::Again;
 use rank::{Held, Ranked};
 pub(crate) use rank::{Rank, assert_free_from, assert_free_of_all};
 #[cfg(larder_shuttle)]
