@@ -126,12 +126,26 @@ fn limited() -> Config {
 
 fn bytes_change_hands(allocator: &Allocator<Host>) {
     let exchange = Arc::new(Exchange::default());
+    // What nobody needs and the hook gives back, on the thread that is short of memory.
+    let cache = Arc::new(Mutex::new(Vec::<Block<Host>>::new()));
+    let given = Arc::new(AtomicU64::new(0));
+    let hook = allocator.on_shortage({
+        let (cache, given) = (cache.clone(), given.clone());
+        move |_| {
+            let blocks = std::mem::take(&mut *cache.lock());
+            given.fetch_add(blocks.len() as u64, Relaxed);
+        }
+    });
     let (rounds, limit) = (runs(250, 5_000), 24 * MIB);
     with_company(allocator, 6, limit, {
-        let (exchange, allocator) = (exchange.clone(), allocator.clone());
+        let (exchange, cache, allocator) = (exchange.clone(), cache.clone(), allocator.clone());
         move |number| {
             let mut random = Rng::new(number);
             for round in 0..rounds {
+                if random.one_in(4) {
+                    let spare = out_of_memory(allocator.alloc(256 * KIB));
+                    cache.lock().extend(spare);
+                }
                 let word = (round << 8 | number) as u32;
                 let block = out_of_memory(allocator.alloc(4 * random.skewed(8 * KIB)));
                 if let Some(mut block) = block {
@@ -145,8 +159,13 @@ fn bytes_change_hands(allocator: &Allocator<Host>) {
             }
         }
     });
+    drop(hook);
+    assert!(given.load(Relaxed) > 0, "the hook had nothing to give");
+    cache.lock().clear();
     while exchange.take() {}
-    assert_eq!(allocator.stats().blocks.current, 0);
+    allocator.check().unwrap();
+    assert_one_instant(&allocator.stats());
+    assert_eq!((allocator.stats().blocks.current, allocator.stats().live.current), (0, 0));
     allocator.purge().unwrap();
     assert_eq!(allocator.total_stats().reserved.current, 0);
 }

@@ -5,13 +5,13 @@
 mod common;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{Rng, runs};
 use larder::backend::sim::{Lag, SimConfig};
-use larder::units::MIB;
+use larder::units::{KIB, MIB};
 use larder::{AllocError, Allocator, Block, Config, Host, Memory, PoolConfig, Stats};
 
 fn assert_one_instant(stats: &Stats) {
@@ -23,8 +23,9 @@ fn assert_one_instant(stats: &Stats) {
     }
 }
 
-/// Runs `work` on several threads with a seed each, and beside them one that looks and one that meddles, until all are done.
-fn with_company<M: Memory>(allocator: &Allocator<M>, work: impl Fn(u64) + Send + Sync) {
+/// Runs `work` on several threads with a seed each, and beside them one that looks and one that meddles, until all are done. The
+/// limit changes all the time, between half of `limit` and all of it.
+fn with_company<M: Memory>(allocator: &Allocator<M>, limit: u64, work: impl Fn(u64) + Send + Sync) {
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
         let workers: Vec<_> = (0..3)
@@ -46,7 +47,7 @@ fn with_company<M: Memory>(allocator: &Allocator<M>, work: impl Fn(u64) + Send +
         scope.spawn(|| {
             let (mut random, began) = (Rng::new(99), Instant::now());
             while !done.load(SeqCst) {
-                let mut config = allocator.config();
+                let mut config = allocator.config().limit(random.range(limit / 2, limit));
                 config.slack = 1.0 + random.below(100) as f64 / 100.0;
                 config.decay = Some(Duration::from_millis(1));
                 allocator.set_config(config).unwrap();
@@ -63,9 +64,20 @@ fn with_company<M: Memory>(allocator: &Allocator<M>, work: impl Fn(u64) + Send +
 
 #[test]
 fn host_blocks_keep_what_is_written_whoever_drops_them() {
-    let allocator = Allocator::host(Config::default().limit(96 * MIB)).unwrap();
+    let limit = 48 * MIB;
+    let allocator = Allocator::host(Config::default().limit(limit)).unwrap();
+    // What nobody needs and the hook gives back, on the thread that is short of memory.
+    let cache = Arc::new(Mutex::new(Vec::<Block<Host>>::new()));
+    let given = Arc::new(AtomicU64::new(0));
+    let hook = allocator.on_shortage({
+        let (cache, given) = (cache.clone(), given.clone());
+        move |_| {
+            let blocks = std::mem::take(&mut *cache.lock().unwrap());
+            given.fetch_add(blocks.len() as u64, SeqCst);
+        }
+    });
     let rounds = runs(2_000, 40_000);
-    with_company(&allocator, |seed| {
+    with_company(&allocator, limit, |seed| {
         let (to, from) = mpsc::channel::<(Block<Host>, u8)>();
         let dropper = thread::spawn(move || {
             for (block, byte) in from {
@@ -74,9 +86,11 @@ fn host_blocks_keep_what_is_written_whoever_drops_them() {
         });
         let mut random = Rng::new(seed);
         for round in 0..rounds {
-            let bytes = 1 + random.skewed(256 * 1024);
+            let is_cached = random.one_in(8);
+            let bytes = if is_cached { 512 * KIB } else { 1 + random.skewed(256 * 1024) };
             let byte = (round ^ seed) as u8;
             match allocator.alloc(bytes) {
+                Ok(block) if is_cached => cache.lock().unwrap().push(block),
                 Ok(mut block) => {
                     block.as_mut_bytes().fill(byte);
                     to.send((block, byte)).unwrap();
@@ -88,7 +102,16 @@ fn host_blocks_keep_what_is_written_whoever_drops_them() {
         drop(to);
         dropper.join().unwrap();
     });
-    assert_eq!(allocator.stats().blocks.current, 0);
+    drop(hook);
+    assert!(given.load(SeqCst) > 0, "the hook had nothing to give");
+    allocator.check().unwrap();
+    let left = std::mem::take(&mut *cache.lock().unwrap());
+    assert_eq!(allocator.stats().blocks.current, left.len() as u64);
+    assert_eq!(allocator.stats().live.current, left.len() as u64 * 512 * KIB);
+    drop(left);
+    allocator.check().unwrap();
+    assert_one_instant(&allocator.stats());
+    assert_eq!((allocator.stats().blocks.current, allocator.stats().live.current), (0, 0));
     allocator.purge().unwrap();
     assert_eq!(allocator.total_stats().reserved.current, 0);
 }
@@ -106,7 +129,7 @@ fn streams_pools_and_hooks_at_once() {
         }
     });
     let rounds = runs(2_000, 30_000);
-    with_company(&allocator, |seed| {
+    with_company(&allocator, 64 * MIB, |seed| {
         let mut random = Rng::new(seed);
         let mine = &pools[seed as usize % 2];
         let streams = [allocator.stream().unwrap(), allocator.stream().unwrap()];
