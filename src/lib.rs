@@ -61,15 +61,17 @@
 //!
 //! A hit is arithmetic under one lock and calls no driver. The rungs of the ladder, in order ([`snapshot::Rung`]): reuse; poll
 //! completed work; grow within the slack; move free pages together; wait on the device; grow to the limit; idle memory of other
-//! pools; return what is idle and grow; wait on the host; the quarantine of debug mode; the user's reclaim hooks; the request's deadline; the error.
+//! pools; return what is idle and grow; wait on the host; the quarantine of debug mode; the user's reclaim hooks; the request's
+//! deadline; the error.
 //!
 //! # What always holds
 //! * **Placement is arithmetic.** The [`heap`] knows no memory, no stream, no clock and no lock; the same calls give the same
 //!   places. [`heap::Heap::check`] recomputes its invariants from nothing, [`Allocator::check`] those of everything.
-//! * **Two kinds of locks, in this order**: *slow*, one for all pools of a backend (one thread on the rungs above the first search;
-//!   may call the driver), *state*, one for each pool (arithmetic only, never across a driver call, user code or I/O). A drop takes *state* only: it never waits for the device,
-//!   never panics on a driver's word, never calls user code. Debug builds stop a thread that takes a lock out of order, or calls out with one
-//!   that is not to be held.
+//! * **Locks have one order**; `src/sync/rank.rs` has all of it. Two matter most, the first before the second: *slow*, one for all pools of
+//!   a backend (one thread on the rungs above the first search; may call the driver), and *state*, one for each pool: a brief lock
+//!   (`src/sync/brief.rs`) for arithmetic only, never held across a wait, a driver call, user code or I/O. A drop takes *state* only, but
+//!   in debug mode, which looks at bytes and keeps a ledger. It never waits for the device, never panics on a driver's word, never calls
+//!   user code. Debug builds stop a thread that takes a lock out of order, or calls out with one that is not to be held.
 //! * **Bytes are reused in order**: by the same stream at once, by another after completion or behind a wait on the device
 //!   ([`fence`]). Memory that the CPU touches is reused after completion only.
 //! * **requested <= live <= active <= reserved <= limit**, at every instant that a reader can see ([`stats`]).

@@ -3,7 +3,7 @@
 //! | word | meaning |
 //! |---|---|
 //! | requested | bytes asked for by those who hold blocks |
-//! | live | bytes of the blocks that a handle owns |
+//! | live | bytes of the blocks that a handle owns, and in debug mode of those in quarantine |
 //! | pending | freed bytes that no stream may use without waiting for another |
 //! | active | live + pending |
 //! | reserved | physical bytes held from the backend |

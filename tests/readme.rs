@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::Command;
 
 use larder::diag::SegmentMap;
+use larder::policy::DebugConfig;
 use larder::units::MIB;
 use larder::{Allocator, Config};
 
@@ -67,6 +68,13 @@ fn printed_blocks_are_what_is_printed() {
     let map = SegmentMap { blocks: 2, ..SegmentMap::new(&host.snapshot()) }.to_string();
     printed("map", &as_a_program_of_the_reader(&map));
     drop(kept);
+
+    let config = Config::default().limit(256 * MIB).debug(DebugConfig::default());
+    let host = Allocator::host(config).unwrap();
+    let scope = host.scope("one request");
+    let cache = host.request(MIB).tag("cache").alloc().unwrap();
+    printed("leaks", &as_a_program_of_the_reader(&scope.finish().to_string()));
+    drop(cache);
 
     let trace = "tests/data/06_resnet50_server.gz";
     let mut larder = Command::new(env!("CARGO_BIN_EXE_larder"));

@@ -1,8 +1,8 @@
 //! Allocation traces: what a program asked of an allocator, as a text file, as a stream of events, and as the dense
 //! program that a replay runs.
 //!
-//! This room knows files and numbers only. It does not know any allocator, backend or memory: nothing here
-//! allocates what a trace asks for. A trace file is hostile input: whatever its bytes, reading it ends with a
+//! Reading and writing know files and numbers only, no allocator, backend or memory: nothing there allocates what a trace
+//! asks for. [`replay`] does, on an allocator of its own; [`write_history`] reads a snapshot of one. A trace file is hostile input: whatever its bytes, reading it ends with a
 //! [`Trace`] or a [`TraceError`] that names the line, in memory bounded by the [`Limits`], without a panic.
 //!
 //! # The format
