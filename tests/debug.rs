@@ -282,6 +282,23 @@ fn the_quarantine_ends_before_memory_runs_out() {
 }
 
 #[test]
+fn a_block_on_its_way_out_of_the_quarantine_is_no_leak() {
+    let debug = DebugConfig { quarantine: u64::MAX, ..QUARANTINE };
+    let (allocator, _sim) = Allocator::simulated(SimConfig::default(), Config::default().debug(debug)).unwrap();
+    for _ in 0..10 {
+        let scope = allocator.scope("round");
+        drop((0..1000).map(|_| allocator.alloc(512).unwrap()).collect::<Vec<_>>());
+        std::thread::scope(|threads| {
+            let purge = threads.spawn(|| allocator.purge().unwrap());
+            while !purge.is_finished() {
+                assert_no_leaks!(allocator);
+            }
+        });
+        assert!(scope.finish().is_empty());
+    }
+}
+
+#[test]
 fn a_quarantine_goes_with_its_allocator() {
     let (allocator, sim) = Allocator::simulated(SimConfig::default(), Config::default().debug(QUARANTINE)).unwrap();
     drop(allocator.alloc(MIB).unwrap());

@@ -2,9 +2,9 @@
 //!
 //! * *Guards* stand behind the bytes asked for, up to the end of the block. They are looked at when the block is dropped.
 //! * *Poison* fills a new block, and a dropped one with another pattern.
-//! * The *quarantine* keeps dropped blocks from being used again, the oldest leaving first; when one leaves, its poison is looked at.
-//!   A block in it is live in every figure: it was dropped by its user and has not come back yet. The ladder, `purge` and the end of
-//!   the allocator empty it.
+//! * The *quarantine* keeps dropped blocks from being used again, the oldest leaving first; when one leaves, its poison is looked
+//!   at. A block in it is live in every figure: it was dropped by its user and has not come back yet. The ladder, `purge` and the
+//!   end of the allocator empty it.
 //!
 //! What was found is kept until it is asked for: a drop neither fails nor calls user code.
 //!
@@ -120,9 +120,9 @@ impl Debug {
         std::mem::take(finds)
     }
 
-    /// What is in quarantine.
-    pub(super) fn quarantined(&self) -> BTreeSet<Key> {
-        self.ledger.lock().quarantine.iter().map(|(key, _)| *key).collect()
+    /// The blocks that have an owner.
+    pub(super) fn owned(&self) -> BTreeSet<Key> {
+        self.ledger.lock().live.keys().copied().collect()
     }
 
     /// The bytes behind those asked for.
