@@ -4,9 +4,11 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::sync::mpsc;
+use std::time::Duration;
 
 use common::Rng;
-use larder::backend::sim::{Lag, Sim, SimConfig};
+use larder::backend::BackendError;
+use larder::backend::sim::{Call, Lag, Sim, SimConfig, SimMemory};
 use larder::ids::{PoolId, StreamId};
 use larder::policy::PoolConfig;
 use larder::snapshot::{Action, Event, History, PoolRecord, Snapshot};
@@ -325,4 +327,25 @@ fn segments_are_had_and_go_back() {
     assert_eq!((had.address, had.size), (address, back.size));
     assert_eq!(back.address, address);
     assert!(had.stamp < back.stamp);
+}
+
+#[test]
+fn a_trim_tells_what_went_back_however_it_ends() {
+    let device = SimConfig { lag: Lag::Events(0), memory: SimMemory::Segments, ..SimConfig::default() };
+    let config = Config { decay: Some(Duration::from_secs(1)), ..Config::default().limit(64 * MIB).history(1000) };
+    let (allocator, sim) = Allocator::simulated(device, config).unwrap();
+    let two_idle = || drop((allocator.alloc(4 * MIB).unwrap(), allocator.alloc(4 * MIB).unwrap()));
+    let trims = || of(&history(&allocator).events, Action::Trim).iter().map(|event| event.size).collect::<Vec<_>>();
+    two_idle();
+    sim.fail_at(Call::Release, 2, BackendError::Driver { call: "release", code: 1, reason: "not now".into() });
+    assert!(allocator.trim(0).is_err());
+    assert_eq!((trims(), allocator.stats().reserved.current), (vec![4 * MIB], 4 * MIB));
+    sim.fail_clear();
+
+    two_idle();
+    allocator.tick(Duration::ZERO).unwrap();
+    assert_eq!(trims(), [4 * MIB], "time begins");
+    assert_eq!(allocator.tick(Duration::from_secs(1)).unwrap(), 8 * MIB);
+    allocator.tick(Duration::from_millis(1500)).unwrap();
+    assert_eq!(trims(), [4 * MIB, 8 * MIB], "one for each time that was due");
 }
