@@ -15,7 +15,7 @@ use larder::snapshot::{Action, Event, History, PoolRecord, Snapshot};
 use larder::trace::replay::{Player, ReplayConfig, stage};
 use larder::trace::{Reader, Trace, Writer, write_history};
 use larder::units::MIB;
-use larder::{AllocError, Allocator, Block, Config, Simulated};
+use larder::{AllocError, Allocator, Block, Config, OomReport, Simulated};
 
 fn simulated(config: Config) -> (Allocator<Simulated>, Sim) {
     Allocator::simulated(SimConfig { lag: Lag::Events(0), ..SimConfig::default() }, config).unwrap()
@@ -176,6 +176,17 @@ fn the_ring_is_bounded_and_counts_what_it_lost() {
     assert_eq!((now.windows[0].overwritten, now.windows[0].from), (7, now.events[0].stamp));
     drop(blocks);
     assert_eq!(history(&allocator).overwritten(), 17);
+}
+
+#[test]
+fn a_report_has_the_last_events_of_both_laps() {
+    for (kept, before) in [(24, 0), (24, 5), (24, 20), (24, 30), (24, 45), (8, 5), (8, 13), (100, 50)] {
+        let (allocator, _sim) = simulated(Config::default().limit(4 * MIB).history(kept));
+        let _blocks: Vec<_> = (1..=before).map(|bytes| allocator.alloc(bytes).unwrap()).collect();
+        let AllocError::OutOfMemory(report) = allocator.alloc(8 * MIB).unwrap_err() else { panic!("above the limit") };
+        let events = history(&allocator).events;
+        assert_eq!(report.events, events[events.len().saturating_sub(OomReport::EVENTS)..], "{kept}, {before}");
+    }
 }
 
 #[test]

@@ -88,7 +88,7 @@ pub(crate) struct Ring {
     cause: Note,
 }
 
-/// A pool's events as copied under its lock.
+/// A pool's last events as copied under its lock.
 pub(super) struct Copied {
     slots: Vec<Slot>,
     window: Window,
@@ -214,23 +214,15 @@ impl Copied {
         Copied { slots: Vec::with_capacity(len), window }
     }
 
-    /// Copies a pool's events, under its lock. Answers nothing where it keeps none.
-    pub(super) fn fill(mut self, pool: PoolId, state: &State) -> Option<Copied> {
+    /// Copies the last events of a pool, oldest first, under its lock. Answers nothing where it keeps none.
+    pub(super) fn fill(mut self, pool: PoolId, state: &State, most: usize) -> Option<Copied> {
         let ring = state.history.as_ref()?;
         let (older, newer) = ring.in_order();
-        self.slots.extend_from_slice(older);
-        self.slots.extend_from_slice(newer);
+        let (newer_from, more) = (newer.len().saturating_sub(most), most.saturating_sub(newer.len()));
+        self.slots.extend_from_slice(&older[older.len().saturating_sub(more)..]);
+        self.slots.extend_from_slice(&newer[newer_from..]);
         self.window = ring.window(pool);
         Some(self)
-    }
-
-    /// The last events of a pool, oldest first.
-    pub(super) fn last(pool: PoolId, state: &State, most: usize) -> Option<Copied> {
-        let ring = state.history.as_ref()?;
-        let (older, newer) = ring.in_order();
-        let skipped = (older.len() + newer.len()).saturating_sub(most);
-        let slots = older.iter().chain(newer).skip(skipped).copied().collect();
-        Some(Copied { slots, window: ring.window(pool) })
     }
 }
 
