@@ -13,7 +13,7 @@ use larder::ids::{PoolId, StreamId};
 use larder::policy::PoolConfig;
 use larder::snapshot::{Action, Event, History, PoolRecord, Snapshot};
 use larder::trace::replay::{Player, ReplayConfig, stage};
-use larder::trace::{Reader, Trace, Writer, write_history};
+use larder::trace::{Op, Reader, Trace, Writer, write_history};
 use larder::units::MIB;
 use larder::{AllocError, Allocator, Block, Config, OomReport, Simulated};
 
@@ -338,6 +338,27 @@ fn segments_are_had_and_go_back() {
     assert_eq!((had.address, had.size), (address, back.size));
     assert_eq!(back.address, address);
     assert!(had.stamp < back.stamp);
+}
+
+#[test]
+fn any_label_and_name_can_be_written() {
+    let (allocator, _sim) = simulated(Config::default().history(100));
+    let long = "\u{1f980}\n".repeat(100);
+    let pools =
+        [format!("{long}1"), format!("{long}2")].map(|name| allocator.pool(&name, PoolConfig::default()).unwrap());
+    let labels = ["a\nb", "a=b c\r%", "\0\u{2028}\u{a0}", &long];
+    for (at, label) in labels.iter().enumerate() {
+        drop(pools[at % 2].request(100).tag(label).alloc().unwrap());
+    }
+    let trace = written(&allocator.snapshot());
+    let names = |op: &Op| match *op {
+        Op::Alloc { tag, pool, .. } => Some((trace.name(tag).unwrap(), trace.name(pool).unwrap())),
+        _ => None,
+    };
+    let (tags, pools): (Vec<_>, Vec<_>) = trace.ops().iter().filter_map(names).unzip();
+    // A character and a line end have 5 bytes.
+    assert_eq!((&tags[..3], tags[3]), (&labels[..3], &long[..255]));
+    assert_eq!((pools[0], pools[1]), (&*format!("{} p1", &long[..245]), &*format!("{} p2", &long[..245])));
 }
 
 #[test]
