@@ -21,9 +21,9 @@ const CLOCK_EVERY: usize = 128;
 
 /// What stamps are made of, shared by the pools of an allocator.
 pub(crate) struct Clock {
-    /// About the largest stamp so far, as slots hold it: a plain load and a plain store, so that a thread which is interrupted between
-    /// the two sets it back by as long as that took. Within each pool that is put right when events are read. All pools write this
-    /// one word, so that pools on different cores cost each other while they keep a history.
+    /// About the largest stamp so far, as slots hold it: a plain load and a plain store, so that a thread which is interrupted
+    /// between the two sets it back by as long as that took. Within each pool that is put right when events are read. All pools
+    /// write this one word, so that pools on different cores cost each other while they keep a history.
     last: AtomicU64,
     began: Instant,
     epoch: u64,
