@@ -33,18 +33,22 @@ pub enum ReportLevel {
 
 /// What debug mode does, to find writes to memory that the writer does not own.
 ///
-/// Bytes are filled and looked at by the CPU: where memory is not the host's, only the quarantine can be had. Nothing is found of reads, of writes that leave
-/// the bytes as they were, of writes to another live block, of writes before a block's start (but where the block before it is guarded, as that one's
-/// overrun), and of a dropped block once it has left the quarantine. Blocks of no bytes are not watched.
+/// Bytes are filled and looked at by the CPU: where memory is not the host's, only the quarantine can be had. Nothing is found of
+/// reads, of writes that leave the bytes as they were, of writes to another live block, of writes before a block's start (but where
+/// the block before it is guarded, as that one's overrun), and of a dropped block once it has left the quarantine. Blocks of no
+/// bytes are not watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(default))]
 pub struct DebugConfig {
-    /// Whether new blocks are filled with one pattern and dropped ones with another, which is looked at when they leave the quarantine.
+    /// Whether new blocks are filled with one pattern and dropped ones with another, which is looked at when they leave the
+    /// quarantine.
     pub poison: bool,
-    /// Bytes behind each block, at least, that are filled with a third pattern and looked at when it is dropped. Counted as padding. At most 1 MiB.
+    /// Bytes behind each block, at least, that are filled with a third pattern and looked at when it is dropped. Counted as padding.
+    /// At most 1 MiB.
     pub guard: u64,
-    /// Bytes of dropped blocks that are kept from being used again. They are live in every figure and for every limit, until newer ones take
-    /// their place, or a request could not be served otherwise.
+    /// Bytes of dropped blocks that are kept from being used again. They are live in every figure and for every limit, until newer
+    /// ones take their place, or a request could not be served otherwise.
     pub quarantine: u64,
 }
 
@@ -93,8 +97,8 @@ pub struct Config {
     pub poll_every: u32,
     /// What an out-of-memory error carries.
     pub report: ReportLevel,
-    /// How many events each pool keeps for snapshots and reports ([`crate::snapshot::History`]), later ones over the oldest; 48 bytes each, taken at
-    /// once. 0: none, at no cost. At most 2^24.
+    /// How many events each pool keeps for snapshots and reports ([`crate::snapshot::History`]), later ones over the oldest; 48 bytes
+    /// each, taken at once. 0: none, at no cost. At most 2^24.
     pub history: usize,
     /// Looking for misuse of memory. `None`: no such thing, at no cost. Fixed when the allocator is made.
     pub debug: Option<DebugConfig>,

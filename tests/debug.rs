@@ -87,6 +87,25 @@ fn an_overrun_is_found_on_demand_while_the_block_lives_and_is_told_once() {
 }
 
 #[test]
+fn finds_that_nobody_asks_for_are_counted() {
+    let host = Allocator::host_system(config(EVERYTHING)).unwrap();
+    let own_memory = host.own_memory();
+    let blocks: Vec<_> = (0..300).map(|_| host.alloc(100).unwrap()).collect();
+    blocks.iter().for_each(|block| poke(block.address() + 100, 1));
+    drop(blocks);
+    assert!(
+        host.own_memory() > own_memory + 256 * size_of::<Misuse>() as u64,
+        "what debug mode keeps is the allocator's"
+    );
+    let found = host.misuses();
+    let (last, others) = found.split_last().unwrap();
+    assert_eq!((found.len(), last.more), (256, 44));
+    assert!(others.iter().all(|misuse| misuse.more == 0));
+    assert!(last.to_string().ends_with("should be 0xfd; 44 more finds were not kept"), "{last}");
+    assert_no_misuse!(host);
+}
+
+#[test]
 fn one_byte_before_a_block_is_found_as_an_overrun_of_the_block_before_it() {
     for host in hosts(EVERYTHING) {
         let blocks: Vec<_> = (0..3).map(|_| host.alloc(1000).unwrap()).collect();
@@ -281,6 +300,23 @@ fn the_quarantine_ends_before_memory_runs_out() {
         let step = report.trail.iter().find(|step| step.rung == Rung::Quarantine).expect("a line in the trail");
         assert_eq!(step.outcome.to_string(), "freed 6 MiB");
         drop(kept);
+    }
+}
+
+#[test]
+fn a_block_on_its_way_out_of_the_quarantine_is_no_leak() {
+    let debug = DebugConfig { quarantine: u64::MAX, ..QUARANTINE };
+    let (allocator, _sim) = Allocator::simulated(SimConfig::default(), Config::default().debug(debug)).unwrap();
+    for _ in 0..10 {
+        let scope = allocator.scope("round");
+        drop((0..1000).map(|_| allocator.alloc(512).unwrap()).collect::<Vec<_>>());
+        std::thread::scope(|threads| {
+            let purge = threads.spawn(|| allocator.purge().unwrap());
+            while !purge.is_finished() {
+                assert_no_leaks!(allocator);
+            }
+        });
+        assert!(scope.finish().is_empty());
     }
 }
 

@@ -4,16 +4,18 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::sync::mpsc;
+use std::time::Duration;
 
 use common::Rng;
-use larder::backend::sim::{Lag, Sim, SimConfig};
+use larder::backend::BackendError;
+use larder::backend::sim::{Call, Lag, Sim, SimConfig, SimMemory};
 use larder::ids::{PoolId, StreamId};
 use larder::policy::PoolConfig;
 use larder::snapshot::{Action, Event, History, PoolRecord, Snapshot};
 use larder::trace::replay::{Player, ReplayConfig, stage};
-use larder::trace::{Reader, Trace, Writer, write_history};
+use larder::trace::{Op, Reader, Trace, Writer, write_history};
 use larder::units::MIB;
-use larder::{AllocError, Allocator, Block, Config, Simulated};
+use larder::{AllocError, Allocator, Block, Config, OomReport, Simulated};
 
 fn simulated(config: Config) -> (Allocator<Simulated>, Sim) {
     Allocator::simulated(SimConfig { lag: Lag::Events(0), ..SimConfig::default() }, config).unwrap()
@@ -177,6 +179,17 @@ fn the_ring_is_bounded_and_counts_what_it_lost() {
 }
 
 #[test]
+fn a_report_has_the_last_events_of_both_laps() {
+    for (kept, before) in [(24, 0), (24, 5), (24, 20), (24, 30), (24, 45), (8, 5), (8, 13), (100, 50)] {
+        let (allocator, _sim) = simulated(Config::default().limit(4 * MIB).history(kept));
+        let _blocks: Vec<_> = (1..=before).map(|bytes| allocator.alloc(bytes).unwrap()).collect();
+        let AllocError::OutOfMemory(report) = allocator.alloc(8 * MIB).unwrap_err() else { panic!("above the limit") };
+        let events = history(&allocator).events;
+        assert_eq!(report.events, events[events.len().saturating_sub(OomReport::EVENTS)..], "{kept}, {before}");
+    }
+}
+
+#[test]
 fn the_history_is_switched_at_run_time() {
     let (allocator, _sim) = simulated(Config::default());
     assert_eq!(allocator.snapshot().history, None, "off unless asked for");
@@ -325,4 +338,46 @@ fn segments_are_had_and_go_back() {
     assert_eq!((had.address, had.size), (address, back.size));
     assert_eq!(back.address, address);
     assert!(had.stamp < back.stamp);
+}
+
+#[test]
+fn any_label_and_name_can_be_written() {
+    let (allocator, _sim) = simulated(Config::default().history(100));
+    let long = "\u{1f980}\n".repeat(100);
+    let pools =
+        [format!("{long}1"), format!("{long}2")].map(|name| allocator.pool(&name, PoolConfig::default()).unwrap());
+    let labels = ["a\nb", "a=b c\r%", "\0\u{2028}\u{a0}", &long];
+    for (at, label) in labels.iter().enumerate() {
+        drop(pools[at % 2].request(100).tag(label).alloc().unwrap());
+    }
+    let trace = written(&allocator.snapshot());
+    let names = |op: &Op| match *op {
+        Op::Alloc { tag, pool, .. } => Some((trace.name(tag).unwrap(), trace.name(pool).unwrap())),
+        _ => None,
+    };
+    let (tags, pools): (Vec<_>, Vec<_>) = trace.ops().iter().filter_map(names).unzip();
+    // A character and a line end have 5 bytes.
+    assert_eq!((&tags[..3], tags[3]), (&labels[..3], &long[..255]));
+    assert_eq!((pools[0], pools[1]), (&*format!("{} p1", &long[..245]), &*format!("{} p2", &long[..245])));
+}
+
+#[test]
+fn a_trim_tells_what_went_back_however_it_ends() {
+    let device = SimConfig { lag: Lag::Events(0), memory: SimMemory::Segments, ..SimConfig::default() };
+    let config = Config { decay: Some(Duration::from_secs(1)), ..Config::default().limit(64 * MIB).history(1000) };
+    let (allocator, sim) = Allocator::simulated(device, config).unwrap();
+    let two_idle = || drop((allocator.alloc(4 * MIB).unwrap(), allocator.alloc(4 * MIB).unwrap()));
+    let trims = || of(&history(&allocator).events, Action::Trim).iter().map(|event| event.size).collect::<Vec<_>>();
+    two_idle();
+    sim.fail_at(Call::Release, 2, BackendError::Driver { call: "release", code: 1, reason: "not now".into() });
+    assert!(allocator.trim(0).is_err());
+    assert_eq!((trims(), allocator.stats().reserved.current), (vec![4 * MIB], 4 * MIB));
+    sim.fail_clear();
+
+    two_idle();
+    allocator.tick(Duration::ZERO).unwrap();
+    assert_eq!(trims(), [4 * MIB], "time begins");
+    assert_eq!(allocator.tick(Duration::from_secs(1)).unwrap(), 8 * MIB);
+    allocator.tick(Duration::from_millis(1500)).unwrap();
+    assert_eq!(trims(), [4 * MIB, 8 * MIB], "one for each time that was due");
 }

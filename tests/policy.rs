@@ -287,3 +287,12 @@ fn fail_fast_and_a_past_deadline_wait_for_nothing() {
         assert_eq!(sim.counters().waits_forced, 0, "{on_limit:?}");
     }
 }
+
+#[cfg(feature = "serde")]
+#[test]
+fn what_a_written_config_leaves_out_is_the_default() {
+    use larder::policy::DebugConfig;
+
+    let config: Config = serde_json::from_str(r#"{ "debug": { "guard": 128 } }"#).unwrap();
+    assert_eq!(config, Config::default().debug(DebugConfig { guard: 128, ..DebugConfig::default() }));
+}

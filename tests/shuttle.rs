@@ -1,8 +1,9 @@
 //! Threads under a scheduler that a test decides: which one goes on at each lock and each atomic is chosen at random, schedule by
 //! schedule, and every schedule must end with sound structures and figures that add up.
 //!
-//! `.ci/shuttle` runs it; without its cfg there is nothing here. Shuttle interleaves; it has no weak memory, and takes every atomic as sequentially
-//! consistent: an ordering that is too weak is for ThreadSanitizer (`tests/races.rs`), or for nobody, to find.
+//! `.ci/shuttle` runs it; without its cfg there is nothing here. Shuttle interleaves; it has no weak memory, and takes every
+//! atomic as sequentially consistent: an ordering that is too weak is for ThreadSanitizer (`tests/races.rs`), or for nobody, to
+//! find.
 #![cfg(larder_shuttle)]
 
 mod common;

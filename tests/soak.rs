@@ -1,4 +1,5 @@
-//! The random programs of the heap's and the allocator's laws, for as long as one likes. A second each by default; with `LARDER_SOAK=1`,
+//! The random programs of the heap's and the allocator's laws, for as long as one likes. A second each by default; with
+//! `LARDER_SOAK=1`,
 //!
 //! ```text
 //! LARDER_SOAK=1 cargo test --release --test soak -- --nocapture --test-threads 1
@@ -64,8 +65,8 @@ impl Progress {
     }
 }
 
-/// Every step is one call of a heap, or several, each compared with a shadow of plain intervals; invariants and the shadow of the whole heap are
-/// compared now and then, and at the end of every program all is freed and nothing may be left.
+/// Every step is one call of a heap, or several, each compared with a shadow of plain intervals; invariants and the shadow of the
+/// whole heap are compared now and then, and at the end of every program all is freed and nothing may be left.
 #[test]
 fn heaps_agree_with_their_shadow() {
     let (programs, checks, steps) = (soak(3, 30), soak(4, 2_000), soak(5_000, 1_000_000_000 / 60_000 + 1));
@@ -95,8 +96,8 @@ fn heaps_agree_with_their_shadow() {
     }
 }
 
-/// Streams, pools, limits, trims, hooks and failures at random; every device checks its rules at every call, and everything is recounted now
-/// and then.
+/// Streams, pools, limits, trims, hooks and failures at random; every device checks its rules at every call, and everything is
+/// recounted now and then.
 #[test]
 fn allocators_keep_every_figure_on_devices_that_fail() {
     let (programs, steps) = (soak(60, 2_000), soak(500, 5_000));

@@ -2,9 +2,9 @@
 //!
 //! * *Guards* stand behind the bytes asked for, up to the end of the block. They are looked at when the block is dropped.
 //! * *Poison* fills a new block, and a dropped one with another pattern.
-//! * The *quarantine* keeps dropped blocks from being used again, the oldest leaving first; when one leaves, its poison is looked at.
-//!   A block in it is live in every figure: it was dropped by its user and has not come back yet. The ladder, `purge` and the end of
-//!   the allocator empty it.
+//! * The *quarantine* keeps dropped blocks from being used again, the oldest leaving first; when one leaves, its poison is looked
+//!   at. A block in it is live in every figure: it was dropped by its user and has not come back yet. The ladder, `purge` and the
+//!   end of the allocator empty it.
 //!
 //! What was found is kept until it is asked for: a drop neither fails nor calls user code.
 //!
@@ -16,9 +16,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::panic::Location;
 
 use super::core::Core;
-use super::pool::{Grant, Note};
+use super::pool::Grant;
 use super::tags::TagId;
 use crate::backend::{Backend, Span};
+use crate::heap::BlockView;
 use crate::ids::{BlockId, PoolId};
 use crate::policy::{ConfigError, DebugConfig};
 use crate::snapshot::{Misuse, Wrong};
@@ -30,7 +31,7 @@ const NEW: u8 = 0xA5;
 const GUARD: u8 = 0xFD;
 /// What a dropped block is filled with.
 const DROPPED: u8 = 0xDE;
-/// So many finds are kept.
+/// So many finds are kept; later ones are counted.
 const FINDS_MAX: usize = 256;
 
 type Key = (PoolId, BlockId);
@@ -120,9 +121,16 @@ impl Debug {
         std::mem::take(finds)
     }
 
-    /// What is in quarantine.
-    pub(super) fn quarantined(&self) -> BTreeSet<Key> {
-        self.ledger.lock().quarantine.iter().map(|(key, _)| *key).collect()
+    /// The blocks that have an owner.
+    pub(super) fn owned(&self) -> BTreeSet<Key> {
+        self.ledger.lock().live.keys().copied().collect()
+    }
+
+    /// Bytes of the ledger, about: what the tree keeps between its entries is not counted.
+    pub(super) fn memory(&self) -> u64 {
+        let ledger = self.ledger.lock();
+        let entries = (ledger.live.len() + ledger.quarantine.capacity()) * size_of::<(Key, Entry)>();
+        (entries + ledger.finds.capacity() * size_of::<Misuse>()) as u64
     }
 
     /// The bytes behind those asked for.
@@ -153,8 +161,9 @@ impl Debug {
 }
 
 fn find(finds: &mut Vec<Misuse>, misuse: Misuse) {
-    if finds.len() < FINDS_MAX {
-        finds.push(misuse);
+    match finds.get_mut(FINDS_MAX - 1) {
+        Some(last) => last.more += 1,
+        None => finds.push(misuse),
     }
 }
 
@@ -172,6 +181,7 @@ fn misuse(wrong: Wrong, key: Key, entry: &Entry, (offset, found, expected): (u64
         offset,
         found,
         expected,
+        more: 0,
     }
 }
 
@@ -203,8 +213,9 @@ impl Core {
     #[inline(never)]
     pub(super) fn alloc_in_debug(&self, id: PoolId, grant: Grant, requested: u64) {
         let Some(debug) = &self.debug else { return };
-        let Note { tag, site, .. } = *self.pool(id).state.lock().heap.note(grant.id.index);
-        let entry = Entry { span: self.span(id, grant.id), address: grant.address, requested, tag, site };
+        let BlockView { region, offset, size, note, .. } = self.pool(id).state.lock().heap.view(grant.id.index);
+        let span = Span { region, offset, size };
+        let entry = Entry { span, address: grant.address, requested, tag: note.tag, site: note.site };
         debug.gave(&*self.backend, (id, grant.id), entry);
     }
 

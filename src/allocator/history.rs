@@ -21,8 +21,9 @@ const CLOCK_EVERY: usize = 128;
 
 /// What stamps are made of, shared by the pools of an allocator.
 pub(crate) struct Clock {
-    /// About the largest stamp so far, as slots hold it: written without a locked instruction, so that pools which race may set it
-    /// back a little. That is put right within each pool when events are read.
+    /// About the largest stamp so far, as slots hold it: a plain load and a plain store, so that a thread which is interrupted
+    /// between the two sets it back by as long as that took. Within each pool that is put right when events are read. All pools
+    /// write this one word, so that pools on different cores cost each other while they keep a history.
     last: AtomicU64,
     began: Instant,
     epoch: u64,
@@ -88,7 +89,7 @@ pub(crate) struct Ring {
     cause: Note,
 }
 
-/// A pool's events as copied under its lock.
+/// A pool's last events as copied under its lock.
 pub(super) struct Copied {
     slots: Vec<Slot>,
     window: Window,
@@ -214,23 +215,15 @@ impl Copied {
         Copied { slots: Vec::with_capacity(len), window }
     }
 
-    /// Copies a pool's events, under its lock. Answers nothing where it keeps none.
-    pub(super) fn fill(mut self, pool: PoolId, state: &State) -> Option<Copied> {
+    /// Copies the last events of a pool, oldest first, under its lock. Answers nothing where it keeps none.
+    pub(super) fn fill(mut self, pool: PoolId, state: &State, most: usize) -> Option<Copied> {
         let ring = state.history.as_ref()?;
         let (older, newer) = ring.in_order();
-        self.slots.extend_from_slice(older);
-        self.slots.extend_from_slice(newer);
+        let (newer_from, more) = (newer.len().saturating_sub(most), most.saturating_sub(newer.len()));
+        self.slots.extend_from_slice(&older[older.len().saturating_sub(more)..]);
+        self.slots.extend_from_slice(&newer[newer_from..]);
         self.window = ring.window(pool);
         Some(self)
-    }
-
-    /// The last events of a pool, oldest first.
-    pub(super) fn last(pool: PoolId, state: &State, most: usize) -> Option<Copied> {
-        let ring = state.history.as_ref()?;
-        let (older, newer) = ring.in_order();
-        let skipped = (older.len() + newer.len()).saturating_sub(most);
-        let slots = older.iter().chain(newer).skip(skipped).copied().collect();
-        Some(Copied { slots, window: ring.window(pool) })
     }
 }
 
@@ -247,7 +240,8 @@ impl Core {
     }
 
     pub(super) fn events(&self, copied: &Copied) -> impl Iterator<Item = Event> {
-        let mut newest = 0;
+        // The first is not before the window, whatever the shared stamp was put back to.
+        let mut newest = copied.window.from.saturating_sub(1);
         copied.slots.iter().map(move |slot| {
             newest = (slot.stamp / STAMP).max(newest + 1);
             self.event(slot, copied.window.pool, newest)
@@ -280,10 +274,15 @@ impl Core {
         for pool in self.pools() {
             let kept = pool.state.lock().history.as_ref().map_or(0, |ring| ring.len());
             if kept != len {
-                let from = self.clock.tick();
-                let ring = Ring::new(len, &self.clock, from);
-                // The old one goes after the lock.
-                let _old = std::mem::replace(&mut pool.state.lock().history, ring);
+                let mut ring = Ring::new(len, &self.clock, 0);
+                let mut state = pool.state.lock();
+                if let Some(ring) = &mut ring {
+                    // Under the lock, so that no event of the pool lies between; behind the last one that was not kept.
+                    ring.from = self.clock.tick() + 1;
+                }
+                let old = std::mem::replace(&mut state.history, ring);
+                drop(state);
+                drop(old);
             }
         }
     }

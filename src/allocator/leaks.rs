@@ -1,6 +1,7 @@
 //! What is still live: of an allocator, and of a stretch of code.
 //!
-//! An id names one allocation only, so what a stretch of code left behind are the blocks whose ids are live at its end and were not at its beginning.
+//! An id names one allocation only, so what a stretch of code left behind are the blocks whose ids are live at its end and were not
+//! at its beginning.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,7 +20,7 @@ use crate::snapshot::{LeakGroup, Leaks, Site};
 type Place = (PoolId, TagId, Option<&'static Location<'static>>);
 
 impl Core {
-    /// Live blocks of all pools, each pool copied under its lock.
+    /// Live blocks of all pools that somebody owns, each pool copied under its lock.
     fn live(&self) -> Vec<(PoolId, BlockView<Note>)> {
         let mut live = Vec::new();
         for (at, pool) in self.pools().enumerate() {
@@ -27,10 +28,11 @@ impl Core {
             let state = pool.state.lock();
             live.extend(live_blocks(&state).map(|block| (PoolId(at as u16), block)));
         }
-        // What was dropped is nobody's, although debug mode keeps it.
         if let Some(debug) = &self.debug {
-            let dropped = debug.quarantined();
-            live.retain(|(pool, block)| !dropped.contains(&(*pool, block.id)));
+            // What was dropped is nobody's, although debug mode keeps it. Owners are asked for after the copies, so that a block on
+            // its way into the quarantine or out of it has none.
+            let owned = debug.owned();
+            live.retain(|(pool, block)| owned.contains(&(*pool, block.id)));
         }
         live
     }
@@ -101,8 +103,8 @@ impl<M: Memory> Allocator<M> {
         self.core.leaks("", &BTreeSet::new())
     }
 
-    /// Begins a stretch of code that can be asked what it left behind, by [`Scope::finish`]. Dropped instead, it says nothing. It keeps the
-    /// allocator, no block, and one id for each block that is live now; time and memory are linear in their number.
+    /// Begins a stretch of code that can be asked what it left behind, by [`Scope::finish`]. Dropped instead, it says nothing.
+    /// It keeps the allocator, no block, and one id for each block that is live now; time and memory are linear in their number.
     ///
     /// ```
     /// use larder::{Allocator, Config};

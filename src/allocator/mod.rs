@@ -345,14 +345,13 @@ impl<M: Memory> Allocator<M> {
 
     /// Bytes of the allocator's own records.
     pub fn own_memory(&self) -> u64 {
-        self.core
-            .pools()
-            .map(|pool| {
-                let state = pool.state.lock();
-                let history = state.history.as_ref().map_or(0, |ring| ring.memory());
-                state.heap.memory() + state.clocks.memory() + history
-            })
-            .sum()
+        let of_pool = |pool: &pool::Pool| {
+            let state = pool.state.lock();
+            let history = state.history.as_ref().map_or(0, |ring| ring.memory());
+            state.heap.memory() + state.clocks.memory() + history
+        };
+        let debug = self.core.debug.as_ref().map_or(0, |debug| debug.memory());
+        debug + self.core.pools().map(of_pool).sum::<u64>()
     }
 
     /// Returns idle memory of all pools, whose work is complete, until at most `keep` idle bytes are left. Answers the bytes
@@ -410,8 +409,9 @@ impl<M: Memory> Allocator<M> {
         self.core.set_pool_config(self.pool, config)
     }
 
-    /// What debug mode found since this was called last, after a look at all memory that it watches now: the oldest 256 finds. Nothing without
-    /// debug mode ([`Config::debug`]). Time linear in the bytes that are watched; drops and allocations wait meanwhile.
+    /// What debug mode found since this was called last, after a look at all memory that it watches now: the oldest 256 finds, the
+    /// last of them with the number of those that are left out ([`Misuse::more`]). Nothing without debug mode ([`Config::debug`]).
+    /// Time linear in the bytes that are watched; drops and allocations wait meanwhile.
     pub fn misuses(&self) -> Vec<Misuse> {
         self.core.misuses()
     }

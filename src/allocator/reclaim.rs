@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use super::core::{Core, Slow};
 use super::history::Happening;
+use super::pool::Pool;
 use super::{pages, segments};
 use crate::backend::{BackendError, Span};
 use crate::ids::{Access, PoolId};
+use crate::policy::Config;
 use crate::snapshot::Action;
 use crate::sync::{Mutex, Rank, assert_free_of_all, thread_local};
 use crate::units::align_down;
@@ -170,7 +172,17 @@ impl Core {
     /// Returns idle memory of every pool until at most `keep` idle bytes are left in all. Answers the bytes returned.
     pub(crate) fn trim(&self, keep: u64) -> Result<u64, BackendError> {
         let mut slow = self.slow.lock();
-        self.trim_under(keep, &mut slow)
+        self.trimming(|| self.trim_under(keep, &mut slow))
+    }
+
+    /// Does what returns idle memory, under the slow lock, and writes down how much went back, however it ended.
+    fn trimming(&self, trim: impl FnOnce() -> Result<u64, BackendError>) -> Result<u64, BackendError> {
+        let gone = || self.pools().map(|pool| pool.meter.read().reserved.freed).sum::<u64>();
+        let before = gone();
+        let result = trim();
+        let happening = Happening::to_memory(Action::Trim, gone() - before, 0);
+        self.pool(PoolId(0)).state.lock().happened(happening);
+        result
     }
 
     fn trim_under(&self, keep: u64, slow: &mut Slow) -> Result<u64, BackendError> {
@@ -188,7 +200,6 @@ impl Core {
             returned += self.return_idle(id, idle - keep, slow)?;
         }
         self.backend.tidy();
-        self.pool(PoolId(0)).state.lock().happened(Happening::to_memory(Action::Trim, returned, 0));
         Ok(returned)
     }
 
@@ -201,7 +212,7 @@ impl Core {
             self.wait_for_all(PoolId(at as u16), &mut slow, until)?;
         }
         self.wait_unpinned(&mut slow, until)?;
-        let returned = self.trim_under(0, &mut slow)?;
+        let returned = self.trimming(|| self.trim_under(0, &mut slow))?;
         for pool in self.pools() {
             let state = pool.state.lock();
             pool.meter.reset_crest();
@@ -214,34 +225,56 @@ impl Core {
     pub(crate) fn tick(&self, now: Duration) -> Result<u64, BackendError> {
         let mut slow = self.slow.lock();
         let config = self.config.read().clone();
-        let mut returned = 0;
         let due = config.decay.filter(|decay| slow.last_decay.is_none_or(|last| now.saturating_sub(last) >= *decay));
-        if due.is_some() {
-            let first = slow.last_decay.replace(now).is_none();
-            for (at, pool) in self.pools().enumerate() {
-                let id = PoolId(at as u16);
-                let recent = {
-                    let _state = pool.state.lock();
-                    pool.meter.take_recent()
-                };
-                let unused = pool.meter.read().reserved.current.saturating_sub(recent);
-                if !first && unused > 0 {
-                    self.poll(id, &mut slow)?;
-                    returned += self.return_idle(id, unused, &mut slow)?;
-                }
+        // The first time nothing is known of what was used before.
+        let first = due.is_some() && slow.last_decay.replace(now).is_none();
+        if first {
+            for pool in self.pools() {
+                take_recent(pool);
             }
         }
-        if let Some(limit) = config.limit {
-            let reserved: u64 = self.pools().map(|pool| pool.meter.read().reserved.current).sum();
-            let share = |part: f64| (limit as f64 * part) as u64;
-            if reserved > share(config.high_watermark) {
+        let decays = due.is_some() && !first;
+        if !decays && self.excess(&config).is_none() {
+            return Ok(0);
+        }
+        self.trimming(|| {
+            let mut returned = if decays { self.decay(&mut slow)? } else { 0 };
+            if let Some(excess) = self.excess(&config) {
                 let idle: u64 = self.pools().map(|pool| pool.meter.read().idle()).sum();
-                let excess = reserved - share(config.low_watermark);
                 returned += self.trim_under(idle.saturating_sub(excess), &mut slow)?;
+            }
+            Ok(returned)
+        })
+    }
+
+    /// Returns what was not used since the last time. Answers the bytes.
+    fn decay(&self, slow: &mut Slow) -> Result<u64, BackendError> {
+        let mut returned = 0;
+        for (at, pool) in self.pools().enumerate() {
+            let id = PoolId(at as u16);
+            let recent = take_recent(pool);
+            let unused = pool.meter.read().reserved.current.saturating_sub(recent);
+            if unused > 0 {
+                self.poll(id, slow)?;
+                returned += self.return_idle(id, unused, slow)?;
             }
         }
         Ok(returned)
     }
+
+    /// Bytes down to the low watermark, where more than the high one is reserved.
+    fn excess(&self, config: &Config) -> Option<u64> {
+        let limit = config.limit? as f64;
+        let share = |part: f64| (limit * part) as u64;
+        let reserved: u64 = self.pools().map(|pool| pool.meter.read().reserved.current).sum();
+        (reserved > share(config.high_watermark)).then(|| reserved - share(config.low_watermark))
+    }
+}
+
+/// The most that was in use of a pool since this was asked last.
+fn take_recent(pool: &Pool) -> u64 {
+    let _state = pool.state.lock();
+    pool.meter.take_recent()
 }
 
 impl Drop for Core {

@@ -18,10 +18,11 @@ use crate::stats::Stats;
 /// The report of a request that reached the end of the ladder.
 pub(super) fn out_of_memory(climb: Climb<'_>) -> OomReport {
     let (core, pool, need) = (climb.core, climb.pool, climb.need);
-    let (largest_free, holders, events) = {
+    let (mut holders, events) = (Vec::with_capacity(OomReport::HOLDERS + 1), Copied::with_room(OomReport::EVENTS));
+    let (largest_free, events) = {
         let state = pool.state.lock();
-        let events = Copied::last(climb.id, &state, OomReport::EVENTS);
-        (state.heap.largest_free(), holders(&state.tags, OomReport::HOLDERS), events)
+        largest(&state.tags, OomReport::HOLDERS, &mut holders);
+        (state.heap.largest_free(), events.fill(climb.id, &state, OomReport::EVENTS))
     };
     let room = core.binding_room(climb.id, need.size);
     let others = || core.pools().filter(|other| !std::ptr::eq(*other, pool)).map(|other| other.meter.read());
@@ -50,7 +51,7 @@ pub(super) fn out_of_memory(climb: Climb<'_>) -> OomReport {
         page: core.caps.page,
         moves: core.caps.page.is_some() && core.caps.remap,
         largest_free,
-        holders,
+        holders: named(holders),
         idle_elsewhere: others().map(|stats| stats.idle()).sum(),
         budget,
         events: events.iter().flat_map(|copied| core.events(copied)).collect(),
@@ -70,20 +71,20 @@ fn full_report_is_due(core: &Core) -> bool {
     due
 }
 
-/// Bytes by tag, largest first, of the `most` largest.
-fn holders(tags: &[TagUse], most: usize) -> Vec<TagRecord> {
-    let mut largest: Vec<(std::cmp::Reverse<u64>, usize)> = Vec::new();
+/// The `most` largest, largest first, into room for one more than that.
+fn largest(tags: &[TagUse], most: usize, largest: &mut Vec<(TagId, TagUse)>) {
     for (at, tag) in tags.iter().enumerate().filter(|(_, tag)| tag.blocks > 0) {
-        let key = (std::cmp::Reverse(tag.live), at);
-        if largest.len() == most && largest.last().is_some_and(|last| *last < key) {
-            continue;
+        let place = largest.partition_point(|(_, other)| other.live >= tag.live);
+        if place < most {
+            largest.insert(place, (TagId(at as u16), *tag));
+            largest.truncate(most);
         }
-        largest.insert(largest.partition_point(|other| *other < key), key);
-        largest.truncate(most);
     }
-    let record =
-        |(_, at): (_, usize)| TagRecord { tag: TagId(at as u16).name(), live: tags[at].live, blocks: tags[at].blocks };
-    largest.into_iter().map(record).collect()
+}
+
+fn named(tags: Vec<(TagId, TagUse)>) -> Vec<TagRecord> {
+    let record = |(tag, held): (TagId, TagUse)| TagRecord { tag: tag.name(), live: held.live, blocks: held.blocks };
+    tags.into_iter().map(record).collect()
 }
 
 impl Core {
@@ -95,22 +96,21 @@ impl Core {
         stats
     }
 
-    /// Everything. Each pool is copied under its lock, as one instant; texts are made outside.
+    /// Everything. Each pool is copied under its lock, as one instant, one soon after the other; texts are made behind all of them.
     pub(crate) fn snapshot(&self) -> Snapshot {
-        let (mut pools, mut histories) = (Vec::new(), Vec::new());
+        let ids = || self.pools().enumerate().map(|(at, pool)| (PoolId(at as u16), pool));
         let events = self.config.read().history;
-        for (at, pool) in self.pools().enumerate() {
-            let mut copy = PoolCopy::of(pool, PoolId(at as u16), events);
-            histories.extend(copy.history.take());
-            pools.push(copy.into_record(pool, PoolId(at as u16)));
-        }
+        let mut copies: Vec<PoolCopy> = ids().map(|(id, pool)| PoolCopy::of(pool, id, events)).collect();
+        let stats = self.total_stats();
+        let histories = copies.iter_mut().filter_map(|copy| copy.history.take()).collect();
+        let pools = copies.into_iter().zip(ids()).map(|(copy, (id, pool))| copy.into_record(pool, id)).collect();
         Snapshot {
             version: VERSION,
             backend: self.caps.name.to_string(),
             limit: self.config.read().limit,
             budget: self.backend.budget().ok().flatten(),
             beneath: self.backend.beneath(),
-            stats: self.total_stats(),
+            stats,
             pools,
             history: self.history(histories),
         }
@@ -138,20 +138,26 @@ struct RawBlock {
 
 impl PoolCopy {
     fn of(pool: &Pool, id: PoolId, events: usize) -> PoolCopy {
-        // Free blocks lie between live ones, and voids between those.
-        let expected = 3 * pool.meter.read().blocks.current as usize + 16;
-        let (mut blocks, mut streams) = (Vec::with_capacity(expected), Vec::with_capacity(expected));
+        let (places, tags, records) = {
+            let state = pool.state.lock();
+            (state.heap.places().count(), state.tags.len(), state.heap.records() as usize)
+        };
+        // Some may be added until the lock is taken again.
+        let records = records + 16;
+        let (mut blocks, mut streams) = (Vec::with_capacity(records), Vec::with_capacity(records));
+        let (mut regions, mut tags) = (Vec::with_capacity(places + 1), Vec::with_capacity(tags + 1));
         let history = Copied::with_room(events);
         let state = pool.state.lock();
-        let regions = state.heap.places().map(|place| state.copy_region(place, &mut blocks, &mut streams)).collect();
+        regions.extend(state.heap.places().map(|place| state.copy_region(place, &mut blocks, &mut streams)));
+        tags.extend_from_slice(&state.tags);
         PoolCopy {
             regions,
             blocks,
             streams,
-            tags: state.tags.clone(),
+            tags,
             stats: pool.meter.read(),
             largest_free: state.heap.largest_free(),
-            history: history.fill(id, &state),
+            history: history.fill(id, &state, usize::MAX),
         }
     }
 
@@ -163,6 +169,8 @@ impl PoolCopy {
             record.blocks = blocks.by_ref().take(count).map(finish).collect();
             regions.push(record);
         }
+        let mut tags = Vec::new();
+        largest(&self.tags, usize::MAX, &mut tags);
         PoolRecord {
             id,
             name: pool.name.clone(),
@@ -170,7 +178,7 @@ impl PoolCopy {
             stats: self.stats,
             stranded: regions.iter().map(stranded).sum(),
             largest_free: self.largest_free,
-            tags: holders(&self.tags, usize::MAX),
+            tags: named(tags),
             regions,
         }
     }

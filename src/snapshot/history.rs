@@ -122,7 +122,8 @@ impl fmt::Display for Event {
 pub struct Window {
     /// The pool.
     pub pool: PoolId,
-    /// No event of the pool at or after this stamp is missing.
+    /// No event of the pool at or after this stamp is missing, but for what was overwritten before the last stamp was put back
+    /// ([`History`]).
     pub from: u64,
     /// Events that were overwritten by later ones.
     pub overwritten: u64,
@@ -134,11 +135,15 @@ pub struct Window {
 /// An event's stamp is both. It is one more than the last stamp of any pool; now and then a clock is read, and stamps go on from
 /// there. So
 /// * stamps of one pool rise with every event;
-/// * an event has a larger stamp than every event, of any pool, that its thread did before or knew of, by a lock or a channel. Only
-///   pools that are used by several threads within the same few nanoseconds may lose this order between each other, until the clock
-///   is read the next time: that costs nobody an atomic instruction that locks;
+/// * an event has a larger stamp than every event, of any pool, that its thread did before or knew of, by a lock or a channel, unless
+///   the last stamp was put back meanwhile: it is read and written without an atomic instruction that locks, so that a thread which
+///   is interrupted between the two puts it back by as long as the interruption took. From then until the clock is read the next
+///   time, stamps may be too small by as much, and events of different pools out of order, those of one thread too;
 /// * the clock is read after every 128th event of a pool and before every event that is no `Alloc`, `Free` or `Use`. An event
 ///   happened at its stamp or later, but before the next reading.
+///
+/// All pools write the last stamp, one word in memory: while a history is kept, pools at work on different cores slow each other
+/// down.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct History {

@@ -41,11 +41,13 @@ pub struct Misuse {
     pub found: u8,
     /// What should be there.
     pub expected: u8,
+    /// Finds after this one that were counted only, because too many waited to be asked for.
+    pub more: u64,
 }
 
 impl fmt::Display for Misuse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Misuse { pool, block, address, requested, site, offset, found, expected, .. } = self;
+        let Misuse { pool, block, address, requested, site, offset, found, expected, more, .. } = self;
         let what = match self.wrong {
             Wrong::Overrun => "written behind its end",
             Wrong::WriteAfterDrop => "written after it was dropped",
@@ -54,8 +56,10 @@ impl fmt::Display for Misuse {
         let tag = if self.tag.is_empty() { String::new() } else { format!(" for {}", self.tag) };
         write!(
             f,
-            "{block:?} of {pool} ({}{tag} at {address:#x}, asked for at {site}) was {what}: byte {offset} is {found:#04x} and should be {expected:#04x}",
+            "{block:?} of {pool} ({}{tag} at {address:#x}, asked for at {site}) was {what}: byte {offset} is {found:#04x} and should \
+             be {expected:#04x}",
             Bytes(*requested),
-        )
+        )?;
+        if *more > 0 { write!(f, "; {more} more finds were not kept") } else { Ok(()) }
     }
 }

@@ -221,7 +221,8 @@ pub struct OomReport {
     pub idle_elsewhere: u64,
     /// What the device said when it was asked after the failure.
     pub budget: Option<Budget>,
-    /// The last events of the pool, this failure included, where the config keeps a history (at most [`OomReport::EVENTS`]).
+    /// The last events of the pool when the report was made, where the config keeps a history (at most [`OomReport::EVENTS`]). This
+    /// failure is among them, unless other threads did as much in the pool since.
     pub events: Vec<Event>,
     /// Every block, when the config asks for full reports.
     pub snapshot: Option<Box<Snapshot>>,

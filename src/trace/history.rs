@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::sync::Arc;
 
-use super::{Event, Version, WriteError, Writer};
+use super::{Event, NAME_LIMIT, Version, WriteError, Writer};
 use crate::ids::{BlockId, PoolId};
 use crate::snapshot::{Action, BlockState, Event as Happened, Snapshot};
 
@@ -32,8 +32,10 @@ impl Piece {
 
 /// Writes the history of a snapshot as a trace of version 2, and completes it.
 ///
-/// It begins where the events of all pools are whole. Blocks that were live then stand in front, in the order of their pools and ids;
-/// what alignment they were asked for, and the further streams that used them by then, is not known any more. A snapshot without a history gives its live blocks alone.
+/// It begins where the events of all pools are whole. Blocks that were live then stand in front, in the order of their pools and
+/// ids; what alignment they were asked for, and the further streams that used them by then, is not known any more. A snapshot without
+/// a history gives its live blocks alone. Labels and pools' names may be any text; of long ones the beginning is written, within
+/// [`NAME_LIMIT`](super::NAME_LIMIT).
 ///
 /// ```
 /// use larder::{Allocator, Config, trace};
@@ -46,7 +48,7 @@ impl Piece {
 /// ```
 ///
 /// # Errors
-/// What the sink says; a label or a pool's name too long for a trace.
+/// What the sink says.
 pub fn write_history<W: Write>(snapshot: &Snapshot, writer: Writer<W>) -> Result<W, WriteError> {
     let mut writer = writer.version(Version::Two);
     let history = snapshot.history.as_ref();
@@ -66,7 +68,7 @@ pub fn write_history<W: Write>(snapshot: &Snapshot, writer: Writer<W>) -> Result
             bytes: piece.bytes,
             stream: piece.stream,
             align_log2: piece.align_log2,
-            tag: (!piece.tag.is_empty()).then(|| piece.tag.as_str().into()),
+            tag: (!piece.tag.is_empty()).then(|| cut(&piece.tag, NAME_LIMIT).into()),
             pool: pools.get(&key.0).cloned().flatten(),
         })
     };
@@ -94,8 +96,14 @@ pub fn write_history<W: Write>(snapshot: &Snapshot, writer: Writer<W>) -> Result
     writer.finish()
 }
 
-/// What was live when these events, the last before the snapshot, began: what they free without having allocated it, and what is live
-/// at the end without having been allocated by them.
+/// The beginning of a text, of at most so many bytes and whole characters.
+fn cut(text: &str, most: usize) -> &str {
+    let ends = text.char_indices().map(|(at, character)| at + character.len_utf8());
+    &text[..ends.take_while(|end| *end <= most).last().unwrap_or(0)]
+}
+
+/// What was live when these events, the last before the snapshot, began: what they free without having allocated it, and what is
+/// live at the end without having been allocated by them.
 fn live_before(snapshot: &Snapshot, events: &[Happened]) -> BTreeMap<Key, Piece> {
     let mut known = BTreeSet::new();
     let mut before = BTreeMap::new();
@@ -123,8 +131,12 @@ fn live_before(snapshot: &Snapshot, events: &[Happened]) -> BTreeMap<Key, Piece>
 
 /// What each pool is called in the trace: nothing for the first one, and a name of its own where two have the same.
 fn pool_names(snapshot: &Snapshot) -> BTreeMap<PoolId, Option<Arc<str>>> {
-    let shared = |name: &str| snapshot.pools[1..].iter().filter(|pool| pool.name == name).count() > 1;
-    let named = |name: &String, id: PoolId| match name.as_str() {
+    /// With room for a pool's number behind it.
+    fn short(name: &str) -> &str {
+        cut(name, NAME_LIMIT - 8)
+    }
+    let shared = |name: &str| snapshot.pools[1..].iter().filter(|pool| short(&pool.name) == name).count() > 1;
+    let named = |name: &str, id: PoolId| match short(name) {
         "" => format!("{id}"),
         name if shared(name) => format!("{name} {id}"),
         name => name.to_string(),

@@ -1,9 +1,9 @@
 //! The CUDA driver that tests talk to: the stand-in of `tests/standin`, built and loaded here, or the machine's own.
 //!
 //! With `LARDER_CUDA=real` in the environment nothing is built: [`any`] then lets tests run against the machine's driver, and what
-//! needs the stand-in's controls ([`standin`]) is reported as not run. The library is loaded under the names that callers look for, NVRTC's
-//! among them, and once for the process, so tests of one process take turns: each has the driver for itself while it holds what it was given,
-//! and begins in a new world.
+//! needs the stand-in's controls ([`standin`]) is reported as not run. The library is loaded under the names that callers look
+//! for, NVRTC's among them, and once for the process, so tests of one process take turns: each has the driver for itself while it
+//! holds what it was given, and begins in a new world.
 #![allow(dead_code, unsafe_code)]
 
 use std::ffi::{CString, c_char, c_int};

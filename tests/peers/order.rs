@@ -10,7 +10,8 @@ use crate::{grounds, simulated};
 
 const MEMORIES: [SimMemory; 4] = [SimMemory::Alias, SimMemory::Remap, SimMemory::Paged, SimMemory::Segments];
 
-/// Blocks of one stream that another uses too, one after the other. A user who `forgets` does not say so from some block on. Answers the kinds of the broken rules.
+/// Blocks of one stream that another uses too, one after the other. A user who `forgets` does not say so from some block on.
+/// Answers the kinds of the broken rules.
 fn handed_over(memory: SimMemory, seed: u64, forgets: bool) -> Vec<ViolationKind> {
     let device = SimConfig { memory, capacity: 8 * MIB, lag: Lag::Manual, ..SimConfig::default() };
     let (allocator, sim) = Allocator::simulated(device, Config::default()).unwrap();
@@ -72,7 +73,8 @@ fn t16_a_fence_in_a_field() {
     }
 }
 
-/// Two streams in turn fill 64 MiB in pieces and free them in any order. The streams may be one. Answers whether all of it was served.
+/// Two streams in turn fill 64 MiB in pieces and free them in any order. The streams may be one. Answers whether all of it was
+/// served.
 fn fits(kind: usize, limit: u64, is_one: bool, synchronise: bool) -> bool {
     let ground = simulated(&Config::default().limit(limit), Lag::Manual).remove(kind);
     let sim = ground.sim.clone().unwrap();
