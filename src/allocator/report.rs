@@ -140,7 +140,7 @@ impl PoolCopy {
     fn of(pool: &Pool, id: PoolId, events: usize) -> PoolCopy {
         let (places, tags, records) = {
             let state = pool.state.lock();
-            (state.heap.places().count(), state.tags.len(), state.heap.records() as usize)
+            (state.heap.places().count(), state.tags.len(), state.heap.records())
         };
         // Some may be added until the lock is taken again.
         let records = records + 16;

@@ -468,6 +468,11 @@ impl<N: Copy + Default> Heap<N> {
         self.free.next(0) != Some(bin) || self.table[self.free.head(bin)].bin_next != 0
     }
 
+    /// Number of the heap's records: at least that of its blocks.
+    pub(crate) fn records(&self) -> usize {
+        self.table.records.len()
+    }
+
     /// Bytes that the heap's own records take.
     pub fn memory(&self) -> u64 {
         self.table.memory() + (self.places.capacity() * size_of::<Option<Place>>()) as u64 + size_of::<Bins>() as u64
