@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::{Contestant, Effort};
+use common::{Contestant, Dice, Effort};
 use larder::backend::sim::SimConfig;
 use larder::{Allocator, Block, Config, Simulated};
 use offset_allocator::Allocation;
@@ -17,23 +17,6 @@ const GUESTS: usize = 32;
 /// The sizes of the blocks that come and go, and how many times one does in a pass.
 struct Guests {
     sizes: Vec<u64>,
-}
-
-/// Numbers that look random and are the same in every run (xorshift64*).
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self) -> f64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 11) as f64 / (1u64 << 53) as f64
-    }
-
-    /// Log-uniform from 512 B to 8 MiB.
-    fn size(&mut self) -> u64 {
-        (9.0 + 14.0 * self.roll()).exp2() as u64
-    }
 }
 
 /// This crate over a simulated device large enough, with holes.

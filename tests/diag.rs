@@ -1,7 +1,10 @@
 //! What people read of a snapshot: golden texts (rewritten with `UPDATE_EXPECT=1`, reviewed as a diff), and the laws of the pictures.
 
+mod common;
+
 use std::path::Path;
 
+use common::golden;
 use larder::backend::sim::SimConfig;
 use larder::diag::SegmentMap;
 use larder::ids::{BlockId, PoolId, RegionId, StreamId};
@@ -10,15 +13,6 @@ use larder::stats::{Gauge, Stats};
 use larder::trace::{Trace, replay};
 use larder::units::{GIB, KIB, MIB, TIB};
 use larder::{AllocError, Allocator, Config};
-
-fn golden(name: &str, text: &str) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
-    if std::env::var_os("UPDATE_EXPECT").is_some() {
-        std::fs::write(&path, text).unwrap();
-    }
-    let expected = std::fs::read_to_string(&path).unwrap_or_default().replace("\r\n", "\n");
-    assert!(text == expected, "{} differs (UPDATE_EXPECT=1 rewrites it):\n{text}", path.display());
-}
 
 /// A region with blocks of these sizes and states, one after the other.
 fn region(id: u32, size: u64, page: Option<u64>, parts: &[(BlockState, u64)]) -> RegionRecord {

@@ -1,8 +1,10 @@
 //! What is still live, of an allocator and of a stretch of code.
 
-use std::panic::{self, AssertUnwindSafe};
-use std::path::Path;
+mod common;
 
+use std::panic::{self, AssertUnwindSafe};
+
+use common::golden;
 use larder::backend::sim::SimConfig;
 use larder::ids::PoolId;
 use larder::policy::PoolConfig;
@@ -87,15 +89,6 @@ fn a_scope_tells_what_it_left_behind() {
     drop((again, there, from_before));
     assert_eq!(clean.finish().to_string(), "`clean` left nothing behind\n");
     drop(allocator.scope("never finished"));
-}
-
-fn golden(name: &str, text: &str) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
-    if std::env::var_os("UPDATE_EXPECT").is_some() {
-        std::fs::write(&path, text).unwrap();
-    }
-    let expected = std::fs::read_to_string(&path).unwrap_or_default().replace("\r\n", "\n");
-    assert!(text == expected, "{} differs (UPDATE_EXPECT=1 rewrites it):\n{text}", path.display());
 }
 
 #[test]

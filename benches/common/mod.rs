@@ -161,6 +161,24 @@ pub fn events(trace: &Trace) -> u64 {
     trace.events() + trace.live_at_end()
 }
 
+/// Numbers that look random and are the same in every run (xorshift64*).
+pub struct Dice(pub u64);
+
+impl Dice {
+    /// From 0 to 1.
+    pub fn roll(&mut self) -> f64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    /// Log-uniform from 512 B to 8 MiB.
+    pub fn size(&mut self) -> u64 {
+        (9.0 + 14.0 * self.roll()).exp2() as u64
+    }
+}
+
 /// How much is measured.
 #[derive(Clone, Copy)]
 pub struct Effort {

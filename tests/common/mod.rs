@@ -86,3 +86,13 @@ pub fn runs(short: u64, long: u64) -> u64 {
         short
     }
 }
+
+/// Compares a text that people read with the committed one of this name; `UPDATE_EXPECT=1` rewrites that.
+pub fn golden(name: &str, text: &str) {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+    if std::env::var_os("UPDATE_EXPECT").is_some() {
+        std::fs::write(&path, text).unwrap();
+    }
+    let expected = std::fs::read_to_string(&path).unwrap_or_default().replace("\r\n", "\n");
+    assert!(text == expected, "{} differs (UPDATE_EXPECT=1 rewrites it):\n{text}", path.display());
+}

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use larder::backend::sim::SimConfig;
 use larder::{Allocator, Block, Config, Simulated};
-use larder_peers::common::{self, Contestant, Effort};
+use larder_peers::common::{self, Contestant, Dice, Effort};
 use larder_peers::in_band::{Rlsf, Talcs};
 use larder_peers::out_of_band::{Buddy, Offset, Ranges, Virtual};
 use larder_peers::vulkan::Gpu;
@@ -22,19 +22,6 @@ const PATIENCE: f64 = 50_000.0;
 /// Pairs timed one by one, in this many turns at most, and no longer than this for each contestant.
 const SAMPLES: (usize, Duration) = (20, Duration::from_millis(500));
 
-/// Numbers that look random and are the same in every run (xorshift64*).
-struct Dice(u64);
-
-impl Dice {
-    /// From 0 to 1.
-    fn roll(&mut self) -> f64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 11) as f64 / (1u64 << 53) as f64
-    }
-}
-
 /// What lies about.
 #[derive(Clone, Copy, Debug)]
 enum Sizes {
@@ -47,7 +34,7 @@ enum Sizes {
 impl Sizes {
     fn wall(self, dice: &mut Dice) -> u64 {
         match self {
-            Sizes::Mixed => (9.0 + 14.0 * dice.roll()).exp2() as u64,
+            Sizes::Mixed => dice.size(),
             Sizes::Equal => 1024,
         }
     }
