@@ -10,9 +10,9 @@ use crate::ids::{FenceId, Fences};
 
 /// What a heap consists of, borrowed apart.
 pub(super) struct Parts<'a, N> {
-    pub records: &'a mut [Record<N>],
+    records: &'a mut [Record<N>],
     vacant: &'a mut u32,
-    pub free: &'a mut Bins,
+    free: &'a mut Bins,
     places: &'a mut Vec<Option<Place>>,
     pending: &'a mut u64,
 }
