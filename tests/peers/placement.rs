@@ -202,7 +202,8 @@ fn t10_random_allocations() {
                 random_allocations(&ground, most, count);
                 misses.push((ground.allocator.stats().misses - before) as f64 / count as f64);
             }
-            assert!(misses.is_sorted_by(|few, many| few >= many), "{} {most}: {misses:?}", ground.name);
+            // No more of them miss when there are more, but for chance.
+            assert!(misses.is_sorted_by(|few, many| *many <= few * 1.25), "{} {most}: {misses:?}", ground.name);
             let stats = ground.allocator.stats();
             let ratio = stats.reserved.peak as f64 / stats.live.peak as f64;
             // Segments cannot be moved together, and the largest blocks are a quarter of what is live.
