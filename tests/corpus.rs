@@ -21,16 +21,8 @@ fn seeds(name: &str) -> Vec<(PathBuf, Vec<u8>)> {
 #[test]
 fn every_seed_of_the_corpus_passes() {
     for (name, run) in targets::TARGETS {
-        let mut seeds = seeds(name);
+        let seeds = seeds(name);
         assert!(seeds.len() >= 10, "{name} has {} seeds", seeds.len());
-        if cfg!(miri) {
-            // The beginning of one long program: more takes an interpreter minutes, and so does the replay of a trace.
-            if !matches!(name, "heap" | "allocator") {
-                continue;
-            }
-            seeds = seeds.split_off(seeds.len() - 1);
-            seeds.iter_mut().for_each(|(_, data)| data.truncate(32));
-        }
         for (path, data) in seeds {
             assert!(std::panic::catch_unwind(|| run(&data)).is_ok(), "{} does not pass", path.display());
         }

@@ -2,9 +2,9 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `core` | what all handles share: pools, locks, limits, the two entry points `alloc` and `free` |
+//! | `core` | what all handles share: pools, locks, limits, the first search; a block's way back is its drop, in `block` |
 //! | `pool` | a pool's heap, clocks and figures behind one lock, and what happens to a block there |
-//! | `ladder` | what is tried, in which order, when nothing free fits |
+//! | `ladder` | what is tried, in which order, when nothing free fits; `ladder/asking`: the rungs that wait or ask |
 //! | `pages`, `segments` | growth and moves of memory, by page and by segment |
 //! | `streams` | completed work, waits, stream handles |
 //! | `reclaim` | trim, purge, tick, reclaim hooks |

@@ -1,7 +1,7 @@
 //! What is measured: pairs of a drop and an allocation in a heap that was laid out beforehand.
 //!
 //! Everything goes through the public API, over a simulated device whose work is complete at once: no call of a device is in the
-//! figures but those by which completed work of several streams is looked for now and then.
+//! figures but those by which the device is asked, once in many pairs, which work of several streams is done.
 
 use larder::backend::sim::SimConfig;
 use larder::units::{GIB, MIB};
